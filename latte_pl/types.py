@@ -1,0 +1,29 @@
+"""The names that every part of the package shares: the design axes and the batch."""
+
+from typing import Literal, TypedDict
+
+from torch import Tensor
+
+Size = Literal["S", "B", "L", "XL"]
+Variant = Literal["interleaved", "late_fusion", "split_attention", "split_heads"]
+PatchEmbed = Literal["uniform", "compression"]
+Injection = Literal["adaln", "tokens"]
+TemporalPosition = Literal["absolute", "rope"]
+Conditioning = Literal["none", "class"]
+
+
+class VideoBatch(TypedDict, total=False):
+    """Clips as they leave a data loader, either as pixels or as cached posterior moments.
+
+    Shapes: B clips, F frames, N extra images of joint training (0 without it).
+    """
+
+    video: Tensor
+    """(B, F + N, 3, H, W) uint8 pixels; the N images follow the F frames of the clip."""
+    moments: Tensor
+    """(B, F + N, 2C, h, w) float, mean and log-variance of the codec's posterior; instead of ``video``."""
+    label: Tensor
+    """(B,) int64, or (B, 1 + N) in joint training with the clip's label first; zeros when unlabelled."""
+    clip: Tensor
+    """(B,) int64, the clip's number in the stream since the start of training (or of the split); it names the
+    random draws that belong to the clip (timestep, noise, label dropout), whatever the batch or the device."""
