@@ -5,6 +5,7 @@ devices or workers, and the other arm of a comparison all see the same draws.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,3 +37,8 @@ def uniform(seed: int, purpose: str, clips: Tensor, columns: int = 1) -> Tensor:
     """Draw float32 uniforms in [0, 1), (B, columns) on the CPU, row b a function of (seed, purpose, clips[b])."""
     rows = [numpy_stream(seed, purpose, n).random(columns, dtype=np.float32) for n in clips.tolist()]
     return torch.from_numpy(np.stack(rows))
+
+
+def run_seed() -> int:
+    """Return the seed that the run was started with (``--seed_everything``), 0 outside of a run."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

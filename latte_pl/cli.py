@@ -1,0 +1,252 @@
+"""The command line: `latte fit | validate | predict | info | export`."""
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import auto_cli
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.streams import run_seed
+from latte_pl.training import weights
+from latte_pl.training.callbacks import Curves, FitReport, SampleVideos, StepProgressBar
+from latte_pl.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoints
+from latte_pl.training.module import LatteModule
+from latte_pl.training.trainer import LatteTrainer
+
+CONFIGS = Path(__file__).parent / "configs"
+# commands that need neither a trainer nor a model
+COMMANDS = {"export": weights.export}
+# settings that may differ when a run goes on: they change what is shown or how fast, not what is trained
+FREE = ("model.sampling", "model.compile", "data.init_args.num_workers", "data.init_args.val_clips")
+
+
+class Parser(LightningArgumentParser):
+    """Ends on a wrong argument with one line instead of the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Print what a message says, without the parser's bookkeeping, and exit with status 2."""
+        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a path but")
+        lines = [line.strip() for line in str(message).splitlines()]
+        text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
+        text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "").replace("NoneType", "none")
+        fail(f"{text} (the settings: latte {self.prog.split()[-1]} --help)" if "not accepted" in text else text)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the resolved configuration in the run's folder and in every checkpoint."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the configuration and the class names, so that a checkpoint can be used alone."""
+        checkpoint["config"] = plain(self.parser, self.config)
+        checkpoint["class_names"] = list(trainer.datamodule.class_names)  # type: ignore[attr-defined]
+
+
+class LatteCLI(LightningCLI):
+    """LightningCLI with named runs that go on where they stopped, and with checkpoints that know their configuration."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and the arguments that the configuration fills."""
+        ours = {"model", "datamodule"}
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            **dict.fromkeys(("validate", "predict", "info"), ours),
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's name and the callbacks that every run has."""
+        parser.add_argument("--name", type=str, default="latte", help="Name of the run; its folder is runs/NAME.")
+        parser.add_lightning_class_args(Curves, "curves")
+        parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: `main` has put the checkpoint's first, so that explicit values win."""
+
+    def after_instantiate_classes(self) -> None:
+        """Draw the initial weights of a new run from its seed."""
+        if self.subcommand == "fit":
+            self.model.init_weights(run_seed())
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; Lightning's own method warns that arguments are given, as they always are here."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; for `info` the denoiser alone, without memory."""
+        if self.subcommand != "info":
+            super().instantiate_classes()
+            return
+        with torch.device("meta"):
+            self.model = weights.build_net(self.config.info.model.net)  # type: ignore[assignment]
+        self.datamodule = None  # type: ignore[assignment]
+        self.trainer = LatteTrainer(logger=False, enable_checkpointing=False)
+        self.config_init = self.config
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer of a named run."""
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs")
+        folder = root / config.name
+        kwargs["default_root_dir"] = str(folder)
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            ckpt = config.get("ckpt_path")
+            if ckpt:  # results belong to the run that they come from
+                file = weights.find(ckpt)
+                kwargs["default_root_dir"] = str(file.parent.parent if file.parent.name == "checkpoints" else folder)
+            trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Curves | SampleVideos | Checkpoints)]
+            return trainer
+        resume = config.ckpt_path
+        done = checkpoints(folder / "checkpoints")
+        if resume is None and done:
+            resume = str(done[-1])
+            refuse_changes(folder, plain(self._parser("fit"), config))
+        self.config_init[self.subcommand]["ckpt_path"] = resume
+        if self.config_init[self.subcommand].trainer.logger is None:
+            # points logged after the checkpoint belong to steps that are made again
+            purge = weights.step_of(resume) + 1 if resume else None
+            kwargs["logger"] = TensorBoardLogger(
+                str(root), name=config.name, version="", default_hp_metric=False, purge_step=purge
+            )
+        plugins = self.config_init[self.subcommand].trainer.plugins or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+
+def plain(parser: Any, config: Any) -> dict[str, Any]:
+    """Return a parsed configuration as plain JSON types, without the paths of the files that it came from."""
+    text = parser.dump(config, skip_none=False, format="json", skip_validation=True)
+    return {name: value for name, value in json.loads(text).items() if name not in ("config", "ckpt_path")}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one of dotted names."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {k: v for name, part in config.items() for k, v in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def refuse_changes(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse to go on with a run under another configuration.
+
+    Raises:
+        ValueError: When a setting of the model, the data or the seed differs; both values are named.
+    """
+    old = weights.read(folder).config
+    names = ("model", "data", "seed_everything")
+    before, now = (flat({name: part.get(name) for name in names}) for part in (old, config))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name) and not name.startswith(FREE):
+            raise ValueError(
+                f"{folder} holds a run with {name} = {before.get(name)}, this one has {now.get(name)}; "
+                "choose another --name, or delete that folder"
+            )
+
+
+def find_config(name: str) -> str:
+    """Return the path of a configuration file: as given, or among those that the package ships.
+
+    Raises:
+        FileNotFoundError: When there is neither; the shipped ones are listed.
+    """
+    for path in (Path(name), CONFIGS / name):
+        if path.is_file():
+            return str(path)
+    shipped = ", ".join(sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml")))
+    raise FileNotFoundError(f"no configuration {name}; shipped ones are {shipped}")
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Resolve shipped configurations, and put the configuration of a checkpoint before everything explicit."""
+    command, *rest = args
+    out: list[str] = []
+    ckpt = None
+    for n, arg in enumerate(rest):
+        name, _, value = arg.partition("=")
+        before = rest[n - 1] if n else ""
+        if before in ("-c", "--config"):
+            arg = find_config(arg)
+        elif name in ("-c", "--config") and value:
+            arg = f"{name}={find_config(value)}"
+        elif before == "--ckpt_path" or (name == "--ckpt_path" and value):
+            ckpt = value or arg
+        out.append(arg)
+    if ckpt is None or command not in LatteCLI.subcommands():
+        return [command, *out]
+    saved = weights.read(ckpt).config
+    if command != "fit":
+        saved = {name: saved[name] for name in ("model", "data", "seed_everything") if name in saved}
+    return [command, "--config", json.dumps(saved), *out]
+
+
+def quiet() -> None:
+    """Silence the notices of libraries that ask nothing of the user."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 under newer torch
+        ".*in eval mode at the start of training.*",  # the moving average is meant to be
+        ".*does not have many workers.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def fail(message: str) -> None:
+    """End with one line of what is wrong."""
+    print(f"latte: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line; a user's mistake ends with one line, `LATTE_TRACEBACK=1` shows where it came from."""
+    args = sys.argv[1:] if args is None else list(args)
+    quiet()
+    try:
+        if args and args[0] in COMMANDS:
+            auto_cli(COMMANDS[args[0]], args=args[1:], parser_class=Parser)
+            return
+        LatteCLI(
+            LatteModule,
+            VideoDataModule,
+            subclass_mode_data=True,
+            trainer_class=LatteTrainer,
+            parser_class=Parser,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults={
+                "callbacks": [StepProgressBar(), FitReport()],
+                "max_epochs": -1,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+            },
+            args=expand(args) if args else ["--help"],
+        )
+    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+        if os.environ.get("LATTE_TRACEBACK"):
+            raise
+        fail(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    main()

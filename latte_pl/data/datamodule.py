@@ -1,0 +1,117 @@
+"""LightningDataModules: a data set's two splits as streams of clips."""
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from latte_pl.data.shapes import MovingShapes
+from latte_pl.data.stream import BoundedBatches, ClipStream, FixedClips, GlobalBatches, VideoDataset
+from latte_pl.streams import run_seed
+
+Split = Literal["train", "val"]
+
+
+class VideoDataModule(LightningDataModule):
+    """Streams clips of a data set.
+
+    Args:
+        num_frames: Frames F of a clip.
+        interval: Distance between the frames of a clip, in frames of the video.
+        global_batch_size: Clips of one optimizer step, over all devices and accumulated batches.
+        num_images: Single frames of other videos appended to each clip for joint training.
+        val_clips: Clips of the validation split that the held-out loss uses; at most all.
+        num_workers: Loader processes per device; 0 reads in the training process.
+    """
+
+    size: tuple[int, int]
+    """Height and width of the clips in pixels."""
+    fps: float = 8.0
+    """Frames a second at which samples are shown."""
+
+    def __init__(
+        self,
+        num_frames: int = 16,
+        interval: int = 3,
+        global_batch_size: int = 40,
+        num_images: int = 0,
+        val_clips: int = 256,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("num_frames", num_frames, 1),
+            ("interval", interval, 1),
+            ("num_images", num_images, 0),
+            ("val_clips", val_clips, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name} is {value}; it must be at least {least}")
+        self.num_frames, self.interval, self.global_batch_size = num_frames, interval, global_batch_size
+        self.num_images, self.val_clips, self.num_workers = num_images, val_clips, num_workers
+        self._datasets: dict[str, VideoDataset] = {}
+
+    @abstractmethod
+    def build(self, split: Split) -> VideoDataset:
+        """Open one split."""
+
+    def dataset(self, split: Split) -> VideoDataset:
+        """Return one split, opened at most once."""
+        if split not in self._datasets:
+            self._datasets[split] = self.build(split)
+        return self._datasets[split]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, empty when unlabelled."""
+        return self.dataset("train").class_names
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the endless loader of this rank's training clips, continued after the trainer's last step."""
+        assert self.trainer is not None
+        stream = ClipStream(self.dataset("train"), self.num_frames, self.interval, run_seed(), self.num_images)
+        batches = GlobalBatches(
+            self.global_batch_size,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.trainer.accumulate_grad_batches,
+            first_step=self.trainer.global_step,
+        )
+        return self._loader(stream, batches)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of this rank's share of the fixed validation clips."""
+        assert self.trainer is not None
+        clips = FixedClips(self.dataset("val"), self.num_frames, self.interval, self.val_clips)
+        world = self.trainer.world_size
+        batch = -(-min(self.global_batch_size, clips.num_clips) // world) * world
+        return self._loader(
+            clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips)
+        )
+
+    def _loader(self, clips: Any, batches: GlobalBatches) -> DataLoader:
+        return DataLoader(
+            clips,
+            batch_sampler=batches,
+            num_workers=self.num_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class Shapes(VideoDataModule):
+    """The embedded data: drawn videos of eight kinds of motion, which need no download.
+
+    Args:
+        size: Height and width in pixels, one number for a square.
+    """
+
+    def __init__(self, size: int | tuple[int, int] = 64, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size = (size, size) if isinstance(size, int) else size
+
+    def build(self, split: Split) -> VideoDataset:
+        """Open one split."""
+        return MovingShapes(split, size=self.size)

@@ -1,0 +1,84 @@
+"""The embedded video network: features for a video distance that needs no download."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WEIGHTS = Path(__file__).parent / "weights" / "shapes_r3d.safetensors"
+SIZE = 64  # pixels of a side that the network works at
+
+
+class Stage(nn.Module):
+    """A (2+1)D convolution (arXiv 1711.11248): over space with stride 2, then over time; both normalised."""
+
+    def __init__(self, in_channels: int, out_channels: int, temporal_stride: int = 1) -> None:
+        super().__init__()
+        self.space = nn.Conv3d(in_channels, out_channels, (1, 3, 3), (1, 2, 2), (0, 1, 1), bias=False)
+        self.space_norm = nn.BatchNorm3d(out_channels)
+        self.time = nn.Conv3d(out_channels, out_channels, (3, 1, 1), (temporal_stride, 1, 1), (1, 0, 0), bias=False)
+        self.time_norm = nn.BatchNorm3d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, F, H, W) to (B, C', F', H/2, W/2)."""
+        x = nnf.relu(self.space_norm(self.space(x)))  # (B, C', F, H/2, W/2)
+        return nnf.relu(self.time_norm(self.time(x)))  # (B, C', F', H/2, W/2)
+
+
+class ShapesR3D(nn.Module):
+    """A small (2+1)D video network, trained on MovingShapes by ``benchmarks/train_extractor.py``.
+
+    Its Fréchet distance is the *embedded video distance*: comparable between models under one protocol, and with
+    nothing else; it is not the FVD of papers. The features are the means of every stage over space and time, and the
+    standard deviations of the first, so that early stages see texture and colour and late ones motion; each is divided
+    by its standard deviation on the training clips.
+
+    Args:
+        weights: safetensors file; the committed weights if None, random ones if "".
+    """
+
+    name = "shapes_r3d"
+    widths = (16, 16, 32, 48)
+    num_features = widths[0] + sum(widths)
+
+    def __init__(self, weights: Path | str | None = None) -> None:
+        super().__init__()
+        channels = (3, *self.widths)
+        self.stages = nn.ModuleList(
+            Stage(channels[i], channels[i + 1], 2 if i == len(self.widths) - 1 else 1) for i in range(len(self.widths))
+        )
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+        self.register_buffer("feature_mean", torch.zeros(self.num_features))
+        self.register_buffer("feature_std", torch.ones(self.num_features))
+        self.sha256 = ""
+        if weights != "":
+            path = WEIGHTS if weights is None else Path(weights)
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"no extractor weights at {path}; train them with benchmarks/train_extractor.py"
+                )
+            self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            self.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+        self.eval().requires_grad_(False)
+
+    def pooled(self, video: Tensor) -> Tensor:
+        """Return the raw features (B, D) of clips (B, F, 3, H, W) uint8; with gradients, for training."""
+        frames = video.flatten(0, 1).float() / 127.5 - 1  # (B F, 3, H, W)
+        if frames.shape[-2:] != (SIZE, SIZE):
+            frames = nnf.interpolate(frames, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        x = frames.unflatten(0, video.shape[:2]).transpose(1, 2)  # (B, 3, F, SIZE, SIZE)
+        pools = []
+        for number, stage in enumerate(self.stages):
+            x = stage(x)  # (B, C, F', h, w)
+            pools.append(x.mean(dim=(2, 3, 4)))  # (B, C)
+            if number == 0:  # the variance is guarded: the gradient of a root is infinite where a channel is constant
+                pools.append((x.var(dim=(2, 3, 4), correction=0) + 1e-6).sqrt())  # (B, C)
+        return torch.cat(pools, dim=1)  # (B, D)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Return standardised features (B, D) of clips (B, F, 3, H, W) uint8."""
+        return (self.pooled(video) - self.feature_mean) / self.feature_std  # (B, D)

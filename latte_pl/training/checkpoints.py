@@ -1,0 +1,89 @@
+"""Checkpoints that survive a kill: written aside and renamed, and only whole ones are ever picked."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.loggers import TensorBoardLogger
+
+NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, flushes it to the disk and renames it.
+
+    Lightning's own writer goes through the temporary folder, from where a rename is a copy on most clusters.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint; after a kill or a full disk the old files are as they were."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint without executing anything that it holds."""
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the whole checkpoints of a folder, the oldest step first."""
+    found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+class Checkpoints(Callback):
+    """Saves the whole training state every so many steps and at the end, as ``checkpoints/step=N.ckpt``.
+
+    A step is saved when the next one starts: by then its curves, samples and validation are logged, and the logs are
+    flushed first, so that a killed run that goes on from its checkpoint has every point exactly once.
+
+    Args:
+        every_n_steps: Optimizer steps between checkpoints.
+        keep: Newest checkpoints to keep; None keeps all.
+    """
+
+    def __init__(self, every_n_steps: int = 1000, keep: int | None = 2) -> None:
+        if every_n_steps < 1 or (keep is not None and keep < 1):
+            raise ValueError(f"Checkpoints(every_n_steps={every_n_steps}, keep={keep}): both must be at least 1")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self._saved = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the step that training starts from as saved."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save the step before this one when its turn has come."""
+        if trainer.global_step % self.every_n_steps == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._saved = step
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / f"step={step:07d}.ckpt")
+        if trainer.is_global_zero and self.keep is not None:
+            for path in checkpoints(folder)[: -self.keep]:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,74 @@
+"""Videos as people look at them: contact sheets, GIF, MP4, TensorBoard."""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+
+
+def contact_sheet(videos: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Tile videos (B, F, 3, H, W) uint8 into one video (F, 3, H', W') of rows and columns on white."""
+    num, frames, _, height, width = videos.shape
+    columns = columns or min(num, 8)
+    rows = -(-num // columns)
+    size = (rows * (height + gap) + gap, columns * (width + gap) + gap)
+    sheet = torch.full((frames, 3, *size), 255, dtype=torch.uint8)
+    for n, video in enumerate(videos.cpu()):
+        top, left = gap + n // columns * (height + gap), gap + n % columns * (width + gap)
+        sheet[:, :, top : top + height, left : left + width] = video
+    return sheet
+
+
+def film_strip(videos: Tensor, gap: int = 2) -> Tensor:
+    """Lay the frames of each video (B, F, 3, H, W) side by side, one video a row: an image (3, H', W')."""
+    frames = rearrange(videos, "b f c h w -> (b f) 1 c h w")
+    return contact_sheet(frames, columns=videos.shape[1], gap=gap)[0]
+
+
+def _images(video: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(np.ascontiguousarray(frame)) for frame in video.cpu().permute(0, 2, 3, 1).numpy()]
+
+
+def gif_bytes(video: Tensor, fps: float) -> bytes:
+    """Encode a video (F, 3, H, W) uint8 as an endless GIF animation."""
+    buffer = io.BytesIO()
+    # one palette over all frames: a palette of its own per frame makes still backgrounds flicker
+    palette = Image.fromarray(np.concatenate([np.asarray(image) for image in _images(video)])).quantize(255)
+    first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _images(video)]
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, disposal=1)
+    return buffer.getvalue()
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write an image (3, H, W) uint8 as PNG."""
+    Image.fromarray(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())).save(path)
+
+
+def save_mp4(video: Tensor, path: Path, fps: float) -> None:
+    """Write a video (F, 3, H, W) uint8 as H.264 in MP4, near-lossless; odd sides are padded by one pixel."""
+    video = torch.nn.functional.pad(video.float(), (0, video.shape[-1] % 2, 0, video.shape[-2] % 2), mode="replicate")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = video.shape[-2:]
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "10"}
+        for image in _images(video.to(torch.uint8)):
+            container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode(None))
+
+
+def log_video(writer: Any, tag: str, video: Tensor, step: int, fps: float) -> None:
+    """Show an animation (F, 3, H, W) uint8 in TensorBoard's image tab.
+
+    TensorBoard's own `add_video` writes nothing without an old moviepy, and says nothing.
+    """
+    height, width = video.shape[-2:]
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(video, fps))
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)

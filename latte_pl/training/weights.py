@@ -1,0 +1,148 @@
+"""Reading and writing trained weights: checkpoints of runs and safetensors files for release."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latte_pl.nn import Latte
+from latte_pl.training.checkpoints import NAME, checkpoints
+from latte_pl.training.module import LatteModule
+
+
+@dataclass
+class Weights:
+    """Trained weights and what is needed to use them.
+
+    Args:
+        ema: State dict of the averaged denoiser.
+        raw: State dict of the denoiser as the optimizer left it; of a release file, the averaged one.
+        config: The run's resolved configuration, with "model" and "data".
+        class_names: Names of the classes, empty when unlabelled.
+        step: Optimizer steps taken.
+    """
+
+    ema: dict[str, Tensor]
+    raw: dict[str, Tensor]
+    config: dict[str, Any]
+    class_names: list[str] = field(default_factory=list)
+    step: int = 0
+
+    def load_into(self, module: LatteModule) -> None:
+        """Copy the weights into a module.
+
+        Raises:
+            ValueError: When names or shapes differ; the first difference is named.
+        """
+        for net, state in ((module.net, self.raw), (module.ema, self.ema)):
+            own = net.state_dict()
+            for name in own.keys() | state.keys():
+                if name not in state or name not in own or own[name].shape != state[name].shape:
+                    theirs = tuple(state[name].shape) if name in state else "missing"
+                    ours = tuple(own[name].shape) if name in own else "missing"
+                    raise ValueError(
+                        f"the weights do not fit the model: {name} is {theirs} in the file and {ours} in the model; "
+                        "leave out the overrides of model.net that change shapes"
+                    )
+            net.load_state_dict(state)
+
+
+def find(path: str | Path) -> Path:
+    """Return the file that a user means: itself, or the newest checkpoint of a run's folder.
+
+    Raises:
+        FileNotFoundError: When there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = checkpoints(path / "checkpoints") or checkpoints(path)
+        if not found:
+            raise FileNotFoundError(f"{path} holds no checkpoint (checkpoints/step=N.ckpt)")
+        return found[-1]
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
+
+
+def step_of(path: str | Path) -> int:
+    """Return the optimizer step of a checkpoint, from its name where that tells."""
+    match = NAME.fullmatch(find(path).name)
+    return int(match[1]) if match else read(path).step
+
+
+def read(path: str | Path) -> Weights:
+    """Read a checkpoint, a run's folder or a release file; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When the file is not one of ours.
+    """
+    path = find(path)
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 -- not a dict
+        if "config" not in metadata:
+            raise ValueError(f"{path} carries no configuration; it was not written by `latte export`")
+        about = json.loads(metadata["config"])
+        return Weights(state, state, about["config"], about["class_names"], about["step"])
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state, config = checkpoint["state_dict"], checkpoint["config"]
+    except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
+        raise ValueError(f"{path} is not a checkpoint of a latte run ({type(error).__name__})") from error
+    raw = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
+    ema = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
+    return Weights(ema, raw, config, checkpoint["class_names"], checkpoint["global_step"])
+
+
+def export(
+    ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+) -> None:
+    """Write the averaged weights of a run, with their configuration, as one safetensors file.
+
+    Args:
+        ckpt_path: A checkpoint or a run's folder.
+        output: The file to write, ending in .safetensors.
+        dtype: Storage type of the weights; they are used in float32.
+
+    Raises:
+        ValueError: When the file's name has another ending.
+    """
+    if not output.endswith(".safetensors"):
+        raise ValueError(f"output is {output!r}; its name must end in .safetensors")
+    weights = read(ckpt_path)
+    config = {name: weights.config[name] for name in ("model", "data", "seed_everything") if name in weights.config}
+    about = {"config": config, "class_names": weights.class_names, "step": weights.step}
+    state = {name: value.to(getattr(torch, dtype)).contiguous() for name, value in weights.ema.items()}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, output, metadata={"config": json.dumps(about)})
+    print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB")
+
+
+def build_net(config: Any) -> Latte:
+    """Build the denoiser alone of a configuration's ``model.net``."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Latte, "net")
+    return parser.instantiate_classes(parser.parse_object({"net": config})).net
+
+
+def build(config: dict[str, Any]) -> LatteModule:
+    """Build the module that a resolved configuration describes."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(LatteModule, "model")
+    return parser.instantiate_classes(parser.parse_object({"model": config["model"]})).model
+
+
+def load(path: str | Path) -> LatteModule:
+    """Return the trained module of a checkpoint, a run's folder or a release file, for use in Python."""
+    weights = read(path)
+    module = build(weights.config)
+    weights.load_into(module)
+    return module.eval()

@@ -1,0 +1,146 @@
+"""The loss of the Gaussian chain."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from latte_pl.diffusion import GaussianDiffusion
+
+SHAPE = (3, 2, 4, 3, 5)  # B, F, C, H, W
+
+
+def normals(number, dtype=torch.float64, seed=0):
+    return torch.randn(number, *SHAPE, dtype=dtype, generator=torch.Generator().manual_seed(seed)).unbind(0)
+
+
+def constant(*parts):
+    return lambda x, t: torch.cat(parts, dim=2)
+
+
+def test_timesteps_are_uniform_over_all_thousand():
+    diffusion = GaussianDiffusion()
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert torch.equal(diffusion.timesteps(u), torch.arange(1000))
+    edges = diffusion.timesteps(torch.tensor([0.0, 1.0 - 2.0**-24]))
+    assert edges.dtype == torch.int64
+    assert edges.tolist() == [0, 999]
+
+
+def test_right_noise_and_posterior_variance_leave_no_loss():
+    x, noise = normals(2)
+    t = torch.tensor([1, 500, 999])
+    losses = GaussianDiffusion().loss(constant(noise, -torch.ones_like(noise)), x, t, noise)
+    for name in ("loss", "mse", "vb"):
+        assert losses[name].shape == SHAPE[:2]
+        torch.testing.assert_close(losses[name], torch.zeros(SHAPE[:2], dtype=torch.float64), rtol=0, atol=1e-14)
+    unlearnt = GaussianDiffusion(learn_sigma=False).loss(constant(noise), x, t, noise)
+    assert set(unlearnt) == {"loss", "mse"}
+    assert unlearnt["loss"].abs().max() == 0.0
+
+
+def test_first_step_is_the_likelihood_of_a_level():
+    """A perfect mean still pays for the level's width: minus log2 of the Gaussian's mass within 1/255."""
+    x, noise = (0.3 * z.clamp(-3, 3) for z in normals(2))
+    losses = GaussianDiffusion().loss(constant(noise, -torch.ones_like(noise)), x, torch.zeros(3).long(), noise)
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    a0, a1 = (1 - betas[0]).item(), ((1 - betas[0]) * (1 - betas[1])).item()
+    std = math.sqrt(betas[1].item() * (1 - a0) / (1 - a1))
+    bits = -math.log2(math.erf(1 / 255 / std / math.sqrt(2)))
+    # the tanh that stands for the distribution function is right to 3e-4
+    torch.testing.assert_close(losses["vb"], torch.full(SHAPE[:2], bits, dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+def test_outer_levels_reach_to_infinity():
+    x = torch.full(SHAPE, 1.0, dtype=torch.float64)
+    noise = torch.zeros_like(x)
+    t = torch.zeros(3).long()
+    too_far = GaussianDiffusion().loss(constant(noise - 5.0, -torch.ones_like(x)), x, t, noise)["vb"]
+    inner = GaussianDiffusion().loss(constant(noise - 5.0, -torch.ones_like(x)), 0.5 * x, t, noise)["vb"]
+    # five standard deviations of noise past the last level are no error, past an inner level they are
+    assert too_far.max() < 1e-6
+    assert inner.min() > 5.0
+
+
+def test_vb_is_the_divergence_of_the_two_gaussians():
+    x, noise, eps, v = normals(4)
+    v = 0.5 * v
+    t = torch.tensor([1, 37, 999])
+    vb = GaussianDiffusion().loss(constant(eps, v), x, t, noise)["vb"]
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    abar = (1 - betas).cumprod(0)
+    for b, step in enumerate(t.tolist()):
+        a, p, beta = abar[step], abar[step - 1], betas[step]
+        x_t = a.sqrt() * x[b] + (1 - a).sqrt() * noise[b]
+        posterior_variance = beta * (1 - p) / (1 - a)
+
+        def mean(x0, a=a, p=p, beta=beta, x_t=x_t):
+            return (p.sqrt() * beta * x0 + (1 - beta).sqrt() * (1 - p) * x_t) / (1 - a)
+
+        true = Normal(mean(x[b]), posterior_variance.sqrt())
+        share = (v[b] + 1) / 2
+        std = (0.5 * (share * beta.log() + (1 - share) * posterior_variance.log())).exp()
+        model = Normal(mean((x_t - (1 - a).sqrt() * eps[b]) / a.sqrt()), std)
+        bits = kl_divergence(true, model).mean(dim=(1, 2, 3)) / math.log(2)
+        torch.testing.assert_close(vb[b], bits, rtol=1e-8, atol=1e-10)
+
+
+def test_vb_is_never_negative():
+    x, noise, eps, v = normals(4, torch.float32)
+    for t in ([0, 0, 0], [1, 2, 3], [100, 500, 999]):
+        vb = GaussianDiffusion().loss(constant(noise + 0.01 * eps, 2.0 * v), x, torch.tensor(t), noise)["vb"]
+        assert vb.min() >= 0.0
+
+
+def test_vb_trains_the_variance_alone_and_mse_the_noise_alone():
+    x, noise, eps, v = normals(4)
+    eps.requires_grad_()
+    v.requires_grad_()
+    losses = GaussianDiffusion().loss(constant(eps, v), x, torch.tensor([0, 37, 999]), noise)
+    eps_grad, v_grad = torch.autograd.grad(losses["vb"].sum(), [eps, v], retain_graph=True, allow_unused=True)
+    assert eps_grad is None or eps_grad.abs().max() == 0.0
+    assert all(v_grad[b].abs().max() > 0.0 for b in range(3))
+    eps_grad, v_grad = torch.autograd.grad(losses["mse"].sum(), [eps, v], allow_unused=True)
+    assert eps_grad.abs().max() > 0.0
+    assert v_grad is None or v_grad.abs().max() == 0.0
+
+
+def test_each_frame_has_its_own_loss():
+    x, noise, eps, v = normals(4)
+    t = torch.tensor([0, 37, 999])
+    before = GaussianDiffusion().loss(constant(eps, v), x, t, noise)
+    eps = eps.clone()
+    eps[:, 1] += 0.1
+    after = GaussianDiffusion().loss(constant(eps, v), x, t, noise)
+    for name in ("mse", "vb"):
+        assert torch.equal(before[name][:, 0], after[name][:, 0])
+        assert (before[name][:, 1] != after[name][:, 1]).all()
+
+
+def test_model_sees_the_noised_latents_and_its_own_dtype():
+    x, noise = normals(2, torch.bfloat16)
+    t = torch.tensor([0, 500, 999])
+    seen = []
+
+    def model(x_t, steps):
+        seen.append((x_t, steps))
+        return torch.zeros(3, 2, 8, 3, 5, dtype=torch.bfloat16)
+
+    losses = GaussianDiffusion().loss(model, x, t, noise)
+    (x_t, steps), *rest = seen
+    assert not rest  # one evaluation
+    assert torch.equal(steps, t)
+    assert x_t.dtype == torch.bfloat16
+    torch.testing.assert_close(x_t[0].float(), x[0].float(), rtol=0, atol=0.1)
+    torch.testing.assert_close(x_t[2].float(), noise[2].float(), rtol=0, atol=0.1)
+    # half-precision latents are measured in float32
+    assert losses["loss"].dtype == torch.float32
+    torch.testing.assert_close(losses["mse"], noise.float().square().mean(dim=(2, 3, 4)))
+
+
+@pytest.mark.parametrize(("learn_sigma", "channels"), [(True, 4), (False, 8)])
+def test_wrong_number_of_channels_is_refused(learn_sigma, channels):
+    x, noise = normals(2)
+    with pytest.raises(ValueError, match=f"the model gives {channels} channels for 4; learn_sigma={learn_sigma}"):
+        GaussianDiffusion(learn_sigma).loss(lambda x, t: torch.zeros(3, 2, channels, 3, 5), x, torch.arange(3), noise)

@@ -1,0 +1,279 @@
+"""The whole net: the cross product of the axes, and what each axis promises."""
+
+import copy
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+
+from latte_pl.nn import Latte
+from latte_pl.types import Conditioning, Injection, PatchEmbed, TemporalPosition, Variant
+
+TINY = {"hidden_size": 32, "depth": 4, "num_heads": 4, "input_size": (4, 6), "num_frames": 4, "num_classes": 3}
+FRAMES, IMAGES = 4, 2
+TIMESTEPS = torch.tensor([37, 812])
+LABELS = torch.tensor([[0, 1, 2], [2, 3, 0]])  # clip, image, image; 3 is the null class
+AXES = {
+    "variant": get_args(Variant),
+    "patch_embed": get_args(PatchEmbed),
+    "injection": get_args(Injection),
+    "temporal_position": get_args(TemporalPosition),
+    "conditioning": get_args(Conditioning),
+}
+PRODUCT = [dict(zip(AXES, values)) for values in itertools.product(*AXES.values())]
+
+
+def randomise(net: Latte, std: float = 0.1) -> Latte:
+    """Draw all parameters, so that nothing is zero or an identity."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * std)
+    return net
+
+
+def tiny(**arguments) -> Latte:
+    return randomise(Latte(**(TINY | {"conditioning": "class"} | arguments)))
+
+
+def latents(num_frames: int = FRAMES, size: tuple[int, int] = (4, 6)) -> torch.Tensor:
+    return torch.randn(2, num_frames, 4, *size, generator=torch.Generator().manual_seed(num_frames))
+
+
+@pytest.mark.parametrize("axes", PRODUCT, ids=lambda axes: "-".join(axes.values()))
+@pytest.mark.parametrize("num_images", [0, IMAGES])
+def test_cross_product(axes, num_images):
+    net = Latte(**TINY, **axes)
+    x = latents(FRAMES + num_images)
+    labels = LABELS if num_images else LABELS[:, 0]
+    out = net(x, TIMESTEPS, labels, num_images)
+    assert out.shape == (2, FRAMES + num_images, 8, 4, 6)
+    assert not out.any()  # zero-initialised
+
+    out = randomise(net)(x, TIMESTEPS, labels, num_images)
+    assert out.isfinite().all()
+    out.square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+    with torch.no_grad():
+        assert not torch.allclose(net(x, TIMESTEPS + 100, labels, num_images), out, atol=1e-4)
+        changed = not torch.allclose(net(x, TIMESTEPS, (labels + 1) % 3, num_images), out, atol=1e-4)
+        assert changed == (axes["conditioning"] == "class")
+        if num_images:  # the clip knows no image, an image neither the clip nor another image
+            other = x + torch.cat([torch.zeros(4), torch.ones(2)]).view(-1, 1, 1, 1)
+            torch.testing.assert_close(net(other, TIMESTEPS, labels, num_images)[:, :FRAMES], out[:, :FRAMES])
+            other = x + torch.tensor([1, 1, 1, 1, 0, 1]).view(-1, 1, 1, 1)
+            relabelled = torch.cat([(labels[:, :1] + 1) % 3, labels[:, 1:2], (labels[:, 2:] + 1) % 3], dim=1)
+            alone = net(other, TIMESTEPS, relabelled, num_images)
+            torch.testing.assert_close(alone[:, FRAMES], out[:, FRAMES])
+            assert not torch.allclose(alone[:, FRAMES + 1], out[:, FRAMES + 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("injection", get_args(Injection))
+@pytest.mark.parametrize("patch_embed", get_args(PatchEmbed))
+def test_joint_training_is_the_clip_and_each_image_alone(injection, patch_embed):
+    net = tiny(injection=injection, patch_embed=patch_embed, token_placement="both")
+    x = latents(FRAMES + IMAGES)
+    together = net(x, TIMESTEPS, LABELS, IMAGES)
+    torch.testing.assert_close(together[:, :FRAMES], net(x[:, :FRAMES], TIMESTEPS, LABELS[:, 0]))
+    for i in range(IMAGES):
+        keep = [*range(FRAMES), FRAMES + i]
+        alone = net(x[:, keep], TIMESTEPS, LABELS[:, [0, 1 + i]], 1)
+        torch.testing.assert_close(together[:, FRAMES + i], alone[:, FRAMES])
+
+
+@pytest.mark.parametrize("axes", PRODUCT[::5], ids=lambda axes: "-".join(axes.values()))
+def test_samples_do_not_know_their_batch(axes):
+    net = randomise(Latte(**TINY, **axes))
+    x = latents()
+    out = net(x, TIMESTEPS, LABELS[:, 0])
+    torch.testing.assert_close(out[1:], net(x[1:], TIMESTEPS[1:], LABELS[1:, 0]))
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 7])
+def test_any_number_of_frames(variant, num_frames):
+    net = tiny(variant=variant)
+    x = latents(num_frames)
+    out = net(x, TIMESTEPS, LABELS[:, 0])
+    assert out.shape == (2, num_frames, 8, 4, 6)
+    longer = tiny(variant=variant, num_frames=16)  # the codes of a frame don't depend on the length
+    torch.testing.assert_close(longer(x, TIMESTEPS, LABELS[:, 0]), out)
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_permuted_frames_give_permuted_outputs_without_temporal_positions(variant):
+    net, order = tiny(variant=variant), torch.tensor([2, 0, 3, 1])
+    x = latents()
+
+    def difference():
+        out = net(x, TIMESTEPS, LABELS[:, 0])
+        return (net(x[:, order], TIMESTEPS, LABELS[:, 0]) - out[:, order]).abs().max()
+
+    assert difference() > 1e-3  # the codes tell the frames apart
+    net.temp_embed.zero_()
+    assert difference() < 1e-5
+
+
+@pytest.mark.parametrize("injection", get_args(Injection))
+def test_compression_of_stride_one_is_uniform(injection):
+    uniform = tiny(injection=injection)
+    compression = tiny(injection=injection, patch_embed="compression", temporal_stride=1)
+    state = {name: value.view_as(compression.state_dict()[name]) for name, value in uniform.state_dict().items()}
+    compression.load_state_dict(state)
+    x = latents(FRAMES + IMAGES)
+    assert torch.equal(uniform(x, TIMESTEPS, LABELS, IMAGES), compression(x, TIMESTEPS, LABELS, IMAGES))
+
+
+def test_condition_tokens_reach_temporal_layers_only_where_placed():
+    """With the spatial layers switched off, patches read the condition through temporal layers alone."""
+    x, labels = latents(), LABELS[:, 0]
+    for placement, reads in (("spatial", False), ("both", True)):
+        net = tiny(injection="tokens", token_placement=placement)
+        with torch.no_grad():
+            for block in net.blocks[::2]:
+                block.attn.proj.weight.zero_()
+        changed = not torch.allclose(net(x, TIMESTEPS, labels), net(x, TIMESTEPS, (labels + 1) % 3), atol=1e-5)
+        assert changed == reads
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [("S", 32_480_672), ("B", 129_547_040), ("L", 456_815_648), ("XL", 673_681_568)]
+)
+def test_sizes_have_the_parameters_of_the_official_models(size, count):
+    with torch.device("meta"):
+        for variant in ("interleaved", "late_fusion"):
+            assert sum(p.numel() for p in Latte(size=size, variant=variant).parameters()) == count
+
+
+@pytest.mark.parametrize(("variant", "printed"), [("split_attention", 676.33e6), ("split_heads", 676.44e6)])
+def test_split_variants_have_nearly_the_parameters_that_the_paper_prints(variant, printed):
+    with torch.device("meta"):
+        net = Latte(size="XL", variant=variant)
+    assert net.depth == 23
+    assert sum(p.numel() for p in net.parameters()) == pytest.approx(printed, rel=1e-3)
+
+
+def test_explicit_width_depth_and_heads_win_over_the_size():
+    with torch.device("meta"):
+        net = Latte(size="S", depth=3, num_heads=4, variant="split_heads")
+    assert (net.hidden_size, net.depth, net.num_heads) == (384, 3, 4)
+
+
+def test_a_seed_gives_shared_parameters_the_same_values():
+    first, second = (Latte(**TINY, conditioning="class", variant=v) for v in ("interleaved", "split_attention"))
+    for net in (first, second):
+        net.init_weights(seed=5)
+    states = first.state_dict(), second.state_dict()
+    shared = [name for name in states[0] if name in states[1]]
+    assert len(shared) > 40
+    assert all(torch.equal(states[0][name], states[1][name]) for name in shared)
+    assert not torch.equal(states[0]["blocks.0.attn.qkv.weight"], states[0]["blocks.2.attn.qkv.weight"])
+    first.init_weights(seed=6)
+    assert not torch.equal(first.blocks[0].attn.qkv.weight, second.blocks[0].attn.qkv.weight)
+
+
+def test_initial_scales():
+    net = Latte(**(TINY | {"hidden_size": 128}), conditioning="class")
+    weight = net.blocks[0].attn.qkv.weight  # Xavier on the packed matrix
+    assert weight.abs().max().item() == pytest.approx((6 / (128 + 384)) ** 0.5, rel=1e-2)
+    assert net.x_embedder.proj.weight.abs().max().item() == pytest.approx((6 / (16 + 128)) ** 0.5, rel=1e-2)
+    for embedder in (net.t_embedder.mlp[0], net.t_embedder.mlp[2], net.y_embedder.embedding_table):
+        assert embedder.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("variant", get_args(Variant))
+def test_checkpointing_changes_memory_only(variant):
+    x, labels = latents(FRAMES + IMAGES), LABELS
+
+    def step(checkpointing):
+        net, saved = tiny(variant=variant, activation_checkpointing=checkpointing), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
+            out = net(x, TIMESTEPS, labels, IMAGES)
+        kept = sum(saved)
+        out.square().mean().backward()
+        return out, [p.grad for p in net.parameters()], kept
+
+    (out, grads, kept), (other_out, other_grads, other_kept) = step(False), step(True)
+    assert torch.equal(out, other_out)
+    assert all(torch.equal(a, b) for a, b in zip(grads, other_grads))
+    assert other_kept < kept / 3
+
+
+def test_compiled_blocks_compute_the_same_and_keep_their_names():
+    eager = tiny(temporal_position="rope")
+    compiled = copy.deepcopy(eager)
+    compiled.compile_blocks(backend="aot_eager")
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    x = latents(FRAMES + IMAGES)
+    outs = [net(x, TIMESTEPS, LABELS, IMAGES) for net in (eager, compiled)]
+    for out in outs:
+        out.square().mean().backward()
+    torch.testing.assert_close(*outs)
+    torch.testing.assert_close(eager.blocks[1].attn.qkv.weight.grad, compiled.blocks[1].attn.qkv.weight.grad)
+    assert copy.deepcopy(compiled).state_dict().keys() == eager.state_dict().keys()
+
+
+@pytest.mark.parametrize("axes", PRODUCT[::9], ids=lambda axes: "-".join(axes.values()))
+def test_autocast_and_half_precision_agree_with_single(axes):
+    net = randomise(Latte(**TINY, **axes))
+    x, labels = latents(FRAMES + IMAGES), LABELS
+    full = net(x, TIMESTEPS, labels, IMAGES)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = net(x, TIMESTEPS, labels, IMAGES)
+    half = net.bfloat16()(x.bfloat16(), TIMESTEPS, labels, IMAGES)
+    for out in (mixed, half):
+        assert (out.float() - full).norm() < 0.05 * full.norm()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": "M"}, "size must be one of S, B, L, XL"),
+        ({"hidden_size": None}, "give a size"),
+        ({"variant": "parallel"}, "variant must be one of interleaved"),
+        ({"hidden_size": 36, "num_heads": 8}, "divisible by num_heads"),
+        ({"variant": "split_heads", "num_heads": 1}, "must be even"),
+        ({"temporal_position": "rope", "hidden_size": 12, "num_heads": 4}, "head width 3"),
+        ({"depth": 1}, "needs 2 blocks"),
+        ({"size": "S", "depth": 0}, "needs 2 blocks"),
+        ({"patch_size": 0}, "must be positive"),
+        ({"input_size": (4, 5)}, "divisible by patch_size"),
+        ({"patch_embed": "compression", "num_frames": 5}, "divisible by temporal_stride"),
+        ({"conditioning": "class", "num_classes": 0}, "needs num_classes"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Latte(**(TINY | arguments))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": latents(size=(6, 4))}, r"\(C, H, W\) = \(4, 4, 6\)"),
+        ({"x": latents()[:, :, :3]}, r"\(C, H, W\)"),
+        ({"x": latents()[0]}, "x must be"),
+        ({"timesteps": TIMESTEPS[:1]}, "one per clip"),
+        ({"labels": None}, "null_label"),
+        ({"labels": torch.tensor([0, 4])}, "labels must be 0 to 3"),
+        ({"labels": torch.tensor([-1, 0])}, "labels must be 0 to 3"),
+        ({"num_images": 1}, r"labels must be \(2, 2\)"),
+        ({"num_images": 4}, "cannot be images"),
+        ({"x": latents(3)}, "temporal_stride 2"),
+    ],
+)
+def test_wrong_inputs_are_refused_in_one_line(arguments, message):
+    net = tiny(patch_embed="compression" if message.startswith("temporal") else "uniform")
+    with pytest.raises(ValueError, match=message) as error:
+        net(**({"x": latents(), "timesteps": TIMESTEPS, "labels": LABELS[:, 0]} | arguments))
+    assert "\n" not in str(error.value)
+
+
+def test_null_label_is_a_class_of_its_own():
+    net = tiny()
+    assert net.null_label == 3
+    outs = [net(latents(), TIMESTEPS, torch.full((2,), label)) for label in range(4)]
+    assert all(not torch.allclose(a, b, atol=1e-4) for a, b in itertools.combinations(outs, 2))
