@@ -122,6 +122,9 @@ class LatteCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(
                 str(root), name=config.name, version="", default_hp_metric=False, purge_step=purge
             )
+        own = [FitReport()] if config.trainer.enable_progress_bar is False else [FitReport(), StepProgressBar()]
+        callbacks = self.config_init[self.subcommand].trainer.callbacks or []
+        kwargs["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), *own]
         plugins = self.config_init[self.subcommand].trainer.plugins or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -232,7 +235,6 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults={
-                "callbacks": [StepProgressBar(), FitReport()],
                 "max_epochs": -1,
                 "enable_checkpointing": False,
                 "enable_model_summary": False,

@@ -114,7 +114,7 @@ class Codec(nn.Module, ABC):
         digest = hashlib.sha256(repr((self.channels, self.factor, self.scale, self.shift)).encode())
         for key, tensor in sorted(self.state_dict().items()):
             digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return f"{self.name}-{digest.hexdigest()[:12]}"
 
     def train(self, mode: bool = True) -> Self:

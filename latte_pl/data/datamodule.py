@@ -4,9 +4,11 @@ from abc import abstractmethod
 from typing import Any, Literal
 
 from lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latte_pl.data.shapes import MovingShapes
+from latte_pl.data.motion import classify_motion
+from latte_pl.data.shapes import MOTIONS, MovingShapes
 from latte_pl.data.stream import BoundedBatches, ClipStream, FixedClips, GlobalBatches, VideoDataset
 from latte_pl.streams import run_seed
 
@@ -68,6 +70,10 @@ class VideoDataModule(LightningDataModule):
         """Names of the classes, empty when unlabelled."""
         return self.dataset("train").class_names
 
+    def judge(self, videos: Tensor, labels: list[int]) -> str | None:
+        """Say what can be measured on samples (B, F, 3, H, W) uint8 of these labels; None when nothing can."""
+        return None
+
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of this rank's training clips, continued after the trainer's last step."""
         assert self.trainer is not None
@@ -115,3 +121,8 @@ class Shapes(VideoDataModule):
     def build(self, split: Split) -> VideoDataset:
         """Open one split."""
         return MovingShapes(split, size=self.size)
+
+    def judge(self, videos: Tensor, labels: list[int]) -> str | None:
+        """Say which share of samples moves as its label says, found by a tracker that learnt nothing."""
+        right = sum(classify_motion(video) == label for video, label in zip(videos.cpu(), labels))
+        return f"{right} of {len(labels)} move as labelled ({right / len(labels):.0%}; chance {1 / len(MOTIONS):.1%})"

@@ -7,7 +7,6 @@ an entry point only when every frame up to the next one comes out identical. Wha
 beginning. Frame numbers are counted, never computed from times.
 """
 
-import logging
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-
-logging.getLogger("libav").setLevel(logging.CRITICAL)  # the decoders' remarks; what matters is raised or indexed
 
 MIN_GROUP = 8  # frames between entry points: closer ones save less decoding than their proof and storage cost
 MAX_LEAD = 300  # frames that a seek may land early before the entry point is given up
@@ -194,7 +191,8 @@ def _refuse_truncated(decoded: int, declared: int, end: float, length: float | N
     """Compare with the header, leaving room for what writers of whole files get wrong.
 
     Real AVIs declare up to a few frames more than they hold; a duration counts the longest stream and may be rounded
-    or estimated. A file that a copy or a download cut short misses more.
+    or estimated. A file that a copy or a download cut short misses more. Streams that declare nothing (MPEG, a cut
+    ASF) and break between two frames leave no trace; what remains is a shorter video.
     """
     if decoded < declared - max(3, declared // 50):
         raise ValueError(f"truncated: {decoded} of {declared} declared frames decode")

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ class VideoFolder:
         for name, value in (("size", min(self.size)), ("num_frames", num_frames), ("interval", interval)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if split not in get_args(Split):
+            raise ValueError(f'split is "{split}"; it must be one of {", ".join(get_args(Split))}')
         if not 0 <= holdout < 1:
             raise ValueError(f"holdout is {holdout}; it is a share of the videos, in [0, 1)")
         if not self.root.exists():
@@ -106,7 +108,9 @@ class VideoFolder:
         self.class_names = layout.class_names
         items = self._choose(layout.items, split, holdout)
         splits = {item.split for item in items}
-        self.quarantine = [(path, reason) for place, path, reason in layout.problems if place in splits]
+        self.quarantine = [
+            (path, reason) for place, path, reason in layout.problems if split == "all" or place in splits
+        ]
         self._items: list[Item] = []
         self._indices = []
         needed = span(num_frames, interval)

@@ -128,16 +128,17 @@ def open_index(
             try:
                 for future in tqdm(as_completed(futures), f"indexing {root.name}", len(missing), unit="video"):
                     video = futures[future]
-                    result[video.path] = future.result()
-                    known[video.path] = (video.signature, result[video.path])
+                    known[video.path] = (video.signature, future.result())
                     if time.monotonic() - saved > SAVE_SECONDS:
                         _save(places, known)
                         saved = time.monotonic()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
             finally:
+                pool.shutdown(cancel_futures=True)  # after an interrupt: nothing new begins, what is done is kept
+                for future, video in futures.items():
+                    if not future.cancelled() and future.exception() is None:
+                        known[video.path] = (video.signature, future.result())
                 _save(places, known)
+        result |= {video.path: known[video.path][1] for video in missing}
     return [_with_names(result[video.path], video) for video in found]
 
 

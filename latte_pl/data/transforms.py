@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-Box = tuple[int, int, int, int]
+from latte_pl.data.decoding import Box
 
 
 class View(NamedTuple):

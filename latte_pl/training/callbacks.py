@@ -76,14 +76,15 @@ class SampleVideos(Callback):
         if every_n_steps < 1 or num_samples < 1:
             raise ValueError(f"SampleVideos(every_n_steps={every_n_steps}, num_samples={num_samples}): at least 1 each")
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
-        self._done = 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Sample when the turn has come."""
         step = trainer.global_step
-        if step == self._done or (step % self.every_n_steps and step != trainer.max_steps):
+        whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not whole_step or (step % self.every_n_steps and step != trainer.max_steps):
             return
-        self._done = step
         assert isinstance(pl_module, LatteModule)
         numbers = list(range(self.num_samples))
         labels = [n % pl_module.net.num_classes for n in numbers] if pl_module.net.conditioning == "class" else None

@@ -70,6 +70,12 @@ class Checkpoints(Callback):
         if trainer.global_step % self.every_n_steps == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
             self._save(trainer)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take back the batch that is ready but not trained on, or validation would come a batch early ever after."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["completed"]
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step."""
         self._save(trainer)

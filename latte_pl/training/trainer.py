@@ -20,12 +20,13 @@ class SampleFiles(Callback):
 
     Args:
         folder: Where to.
-        fps: Frames a second.
+        data: Knows the frame rate, and what can be measured on samples.
         names: File name of each sample, without ending.
+        labels: Class of each sample.
     """
 
-    def __init__(self, folder: Path, fps: float, names: list[str]) -> None:
-        self.folder, self.fps, self.names = folder, fps, names
+    def __init__(self, folder: Path, data: VideoDataModule, names: list[str], labels: list[int]) -> None:
+        self.folder, self.data, self.fps, self.names, self.labels = folder, data, data.fps, names, labels
         self._videos: list[torch.Tensor] = []
 
     def on_predict_batch_end(
@@ -45,7 +46,9 @@ class SampleFiles(Callback):
         (self.folder / f"contact_sheet{rank}.gif").write_bytes(gif_bytes(contact_sheet(videos), self.fps))
         save_png(film_strip(videos[:32]), self.folder / f"contact_sheet{rank}.png")
         if trainer.is_global_zero:
-            print(f"\n{len(self.names)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
+            verdict = self.data.judge(videos, self.labels) if trainer.world_size == 1 else None
+            print(f"\n{verdict}" if verdict else "")
+            print(f"{len(self.names)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
 
 
 class LatteTrainer(Trainer):
@@ -93,7 +96,7 @@ class LatteTrainer(Trainer):
             names = [f"{name}_{shown[label]}" for name, label in zip(names, chosen)]
         items: Any = [{"number": n, "label": label} for n, label in enumerate(chosen)]
         folder = Path(output) if output else Path(self.default_root_dir) / "predict"
-        self.callbacks.append(SampleFiles(folder, datamodule.fps, names))  # type: ignore[attr-defined]
+        self.callbacks.append(SampleFiles(folder, datamodule, names, chosen))  # type: ignore[attr-defined]
         super().predict(model, DataLoader(items, batch_size=batch_size), return_predictions=False)
 
     def info(self, model: Latte, datamodule: None = None, batch_size: int = 1, num_images: int = 0) -> None:

@@ -98,7 +98,9 @@ def test_short_videos_are_set_aside_by_name(classes: Path, caplog: pytest.LogCap
 
 
 def test_none_left_names_folder_and_reasons(classes: Path) -> None:
-    with pytest.raises(ValueError, match=r"no usable video in .*classes.*1 x too short: 30 frames, 16 at interval 3 ne"):
+    with pytest.raises(
+        ValueError, match=r"no usable video in .*classes.*1 x too short: 30 frames, 16 at interval 3 ne"
+    ):
         VideoFolder(classes, 16)
 
 

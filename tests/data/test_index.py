@@ -129,9 +129,10 @@ def test_an_interrupted_run_goes_on_where_it_was(root: Path, monkeypatch: pytest
         done.append(video.path)
         return inspect(root, video, thorough)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index_module, "_inspect", interrupted)
+    monkeypatch.setattr(index_module, "_inspect", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         open_index(root, scan(root), num_threads=1)
+    monkeypatch.setattr(index_module, "_inspect", inspect)
     stored = json.loads((root / FOLDER / "index.json").read_text())["videos"]
     assert set(stored) <= set(done)
     assert stored
