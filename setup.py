@@ -42,7 +42,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["latte_pl", "latte_pl.*"]),
-    package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/*.json", "py.typed"]},
+    package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require={"dev": DEV},

@@ -2,7 +2,7 @@
 
     python benchmarks/train_codec.py --out latte_pl/codecs/weights/shapes_kl_f8
 
-About ten minutes on one free CPU core; figures are in latte_pl/codecs/weights/README.md.
+Eleven minutes on two CPU cores; figures are in latte_pl/codecs/weights/README.md.
 """
 
 import argparse

@@ -27,9 +27,9 @@ class Residual(nn.Module):
 class PatchAutoencoder(ModelMixin, ConfigMixin):
     """A KL autoencoder with 8x8 pixels a cell, in the manner of diffusers' ``AutoencoderKL`` (same calls, same files).
 
-    Differences from ``AutoencoderKL``, which at this size and on two cores trained three times slower and stopped at
-    20 dB: no convolution at full resolution, where most of its time goes, and no group norm, which divides the
-    brightness of an almost flat picture away.
+    It differs from ``AutoencoderKL`` in two ways: no convolution at full resolution, where a small one spends most of
+    its time, and no group norm, which divides the brightness of an almost flat picture away. An ``AutoencoderKL`` of
+    0.67 M parameters stood at 20 dB after 1,500 steps of 32 frames, this one at 26 (both with an absolute error).
 
     Args:
         latent_channels: C.

@@ -65,6 +65,8 @@ class Protocol:
     steps: int
     eta: float
     guidance: float
+    guidance_interval: tuple[float, float]
+    """Timesteps of 0 to 1000 in which guidance acts."""
     labels: Literal["none", "uniform", "cycle", "files"]
     """Classes of the samples: none, drawn uniformly from the seed, or sample number modulo classes."""
     precision: str
@@ -91,18 +93,16 @@ class Protocol:
         if not self.metrics:
             raise ValueError(f"protocol {self.name} names no metrics; choose from {', '.join(METRICS)}")
 
-    @classmethod
-    def load(cls, source: str | Path, **values: Any) -> "Protocol":
-        """Read a protocol.
+    @staticmethod
+    def stated(source: str | Path) -> dict[str, Any]:
+        """Return what a file states, its name included; the rest is left to the caller of ``load``.
 
         Args:
             source: a shipped name such as "paper-fvd2048-16f", or the path of a YAML file.
-            values: what the file leaves open. A value that contradicts the file makes another protocol, whose name
-                says so: ``paper-fvd2048-16f+steps=50``.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: a key is unknown, missing, or has a wrong value.
+            ValueError: the file is no YAML mapping.
         """
         file = Path(source) if str(source).endswith((".yaml", ".yml")) else None
         if file is None:
@@ -118,7 +118,22 @@ class Protocol:
         stated = yaml.safe_load(text)
         if not isinstance(stated, dict):
             raise ValueError(f"{source} holds no keys; a protocol is a YAML mapping")
-        stated = {"name": file.stem if file else str(source)} | stated
+        return {"name": file.stem if file else str(source)} | stated
+
+    @classmethod
+    def load(cls, source: str | Path, **values: Any) -> "Protocol":
+        """Read a protocol.
+
+        Args:
+            source: a shipped name such as "paper-fvd2048-16f", or the path of a YAML file.
+            values: what the file leaves open. A value that contradicts the file makes another protocol, whose name
+                says so: ``paper-fvd2048-16f+steps=50``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a key is unknown, missing, or has a wrong value.
+        """
+        stated = cls.stated(source)
         changed = [k for k in values if k in stated and k != "name" and _plain(stated[k]) != _plain(values[k])]
         data = stated | values
         if changed:
@@ -148,6 +163,11 @@ class Protocol:
         """SHA-256 of the canonical JSON of everything but the name."""
         return _digest({key: value for key, value in self.to_dict().items() if key != "name"})
 
+    @property
+    def real_hash(self) -> str:
+        """SHA-256 of ``real_part``."""
+        return _digest(self.real_part())
+
     def real_part(self) -> dict[str, Any]:
         """Return what the features of the reals depend on."""
         keys = ["dataset", "fingerprint", "split", "interval", "num_frames", "height", "width", "resize", "view"]
@@ -175,10 +195,14 @@ def _plain(value: Any) -> Any:
 
 def _checked(key: str, kind: Any, value: Any) -> Any:
     """Return the value in the field's type, so that 1 and 1.0 hash alike; refuse another type."""
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is tuple and get_args(kind)[0] is str:
         if isinstance(value, str) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"protocol key {key} is a list of names, not {value!r}")
         return tuple(value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(get_args(kind)):
+            raise ValueError(f"protocol key {key} is {value!r}; it must be {len(get_args(kind))} numbers")
+        return tuple(_checked(key, part, item) for part, item in zip(get_args(kind), value))
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ValueError(f"protocol key {key} is {value!r}; choose one of {', '.join(get_args(kind))}")

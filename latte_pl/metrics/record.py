@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +31,7 @@ class Record:
         git_commit: with "-dirty" when files were changed; "" outside a repository.
         versions: of the packages and of Python.
         created: UTC, ISO 8601.
+        about: what else is known, such as the weights' hash, the device and the batch size.
     """
 
     model: str
@@ -40,12 +41,15 @@ class Record:
     git_commit: str
     versions: dict[str, str]
     created: str
+    about: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, model: str, scores: dict[str, Score], protocol: Protocol, wall_time_s: float) -> "Record":
+    def make(
+        cls, model: str, scores: dict[str, Score], protocol: Protocol, wall_time_s: float, **about: Any
+    ) -> "Record":
         """Return the record of a result that was just obtained, here and now."""
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(model, scores, protocol, wall_time_s, git_commit(), versions(), created)
+        return cls(model, scores, protocol, wall_time_s, git_commit(), versions(), created, about)
 
     def write(self, path: Path | str) -> None:
         """Write JSON, atomically."""
@@ -75,7 +79,7 @@ class Record:
                 for name, s in data["scores"].items()
             }
             stated = data["protocol_hash"]
-            rest = {k: data[k] for k in ("wall_time_s", "git_commit", "versions", "created")}
+            rest = {k: data[k] for k in ("wall_time_s", "git_commit", "versions", "created", "about")}
             record = cls(data["model"], scores, protocol, **rest)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no result record ({type(error).__name__}: {error})") from error

@@ -94,7 +94,7 @@ class SampleVideos(Callback):
             return
         sheet = contact_sheet(videos)
         fps = trainer.datamodule.fps  # type: ignore[attr-defined]
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+        folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step={step:07d}.gif").write_bytes(gif_bytes(sheet, fps))
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -124,7 +124,7 @@ class FitReport(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the folder's contents and the command that shows the curves."""
-        if trainer.is_global_zero and trainer.log_dir:
-            folder = Path(trainer.log_dir)
+        if trainer.is_global_zero:  # trainer.log_dir is a collective call, not to be made on one rank alone
+            folder = Path(trainer.default_root_dir)
             print(f"\ncheckpoints  {folder / 'checkpoints'}\nsamples      {folder / 'samples'}")
             print(f"curves       tensorboard --logdir {folder.parent}")

@@ -88,7 +88,7 @@ class Checkpoints(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        folder = Path(trainer.default_root_dir) / "checkpoints"
         trainer.save_checkpoint(folder / f"step={step:07d}.ckpt")
         if trainer.is_global_zero and self.keep is not None:
             for path in checkpoints(folder)[: -self.keep]:

@@ -252,9 +252,15 @@ class LatteModule(LightningModule):
         """Return what the micro-batches since the last call measured, over all ranks: t (B,), losses (B, F + N)."""
         window = {name: torch.cat([part[name] for part in self._window]) for name in self._window[0]}
         self._window.clear()
-        if self.trainer.world_size > 1:
-            window = {name: value.flatten(0, 1) for name, value in self.all_gather(window).items()}
-        return window
+        return {name: self._gather(value) for name, value in window.items()}
+
+    def _gather(self, value: Tensor) -> Tensor:
+        """Concatenate equally long tensors of all ranks."""
+        if self.trainer.world_size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
 
     # -------------------------------------------------------------------------------------- evaluation
 

@@ -62,8 +62,12 @@ class LatteTrainer(Trainer):
         Args:
             ckpt_path: A checkpoint, a run's folder or a release file.
         """
-        _trained(ckpt_path, "validate").load_into(model)
-        super().validate(model, datamodule=datamodule)
+        trained = _trained(ckpt_path, "validate")
+        trained.load_into(model)
+        super().validate(model, datamodule=datamodule, verbose=False)
+        if self.is_global_zero:
+            loss = float(self.callback_metrics["val/loss"])
+            print(f"val/loss {loss:.6f} of the averaged weights at step {trained.step}")
 
     def predict(  # type: ignore[override]
         self,
@@ -71,7 +75,7 @@ class LatteTrainer(Trainer):
         datamodule: VideoDataModule,
         ckpt_path: str | None = None,
         num_samples: int = 16,
-        labels: list[str] | None = None,
+        labels: list[str | int] | None = None,
         batch_size: int = 16,
         output: str | None = None,
     ) -> None:
@@ -115,7 +119,7 @@ def _trained(ckpt_path: str | None, command: str) -> weights.Weights:
     return weights.read(ckpt_path)
 
 
-def _classes(labels: list[str] | None, names: list[str], model: LatteModule) -> list[int]:
+def _classes(labels: list[str | int] | None, names: list[str], model: LatteModule) -> list[int]:
     """Return the class numbers that a user asked for, by name or number."""
     if model.net.conditioning != "class":
         if labels:
@@ -125,7 +129,8 @@ def _classes(labels: list[str] | None, names: list[str], model: LatteModule) -> 
         return list(range(model.net.num_classes))
     known = {name: number for number, name in enumerate(names)}
     known |= {str(number): number for number in range(model.net.num_classes)}
-    for label in labels:
+    wanted = [str(label) for label in labels]
+    for label in wanted:
         if label not in known:
             raise ValueError(f"label {label!r} is not one of {', '.join(names)} (0..{model.net.num_classes - 1})")
-    return [known[label] for label in labels]
+    return [known[label] for label in wanted]

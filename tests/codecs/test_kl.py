@@ -11,7 +11,7 @@ from latte_pl.codecs.kl import EMBEDDED
 from latte_pl.data.motion import classify_motion
 from latte_pl.data.shapes import MovingShapes
 
-PSNR = 26.0  # of held-out clips at 64x64, in dB; see weights/README.md for what was measured
+PSNR = 35.5  # of held-out clips at 64x64, in dB; see weights/README.md for what was measured
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def held_out(count: int, size: int | tuple[int, int] = 64) -> tuple[torch.Tensor
     return torch.stack([dataset.read(i, 8) for i in range(count)]), [dataset.label(i) for i in range(count)]
 
 
-@pytest.mark.parametrize(("size", "least"), [(64, PSNR), ((48, 96), PSNR - 2), (32, PSNR - 5)])
+@pytest.mark.parametrize(("size", "least"), [(64, PSNR), ((48, 96), PSNR), (32, PSNR - 6)])
 def test_embedded_codec_keeps_held_out_clips(codec: KLCodec, size: int | tuple[int, int], least: float) -> None:
     video, labels = held_out(32, size)
     latents = codec.encode(video)
@@ -51,7 +51,7 @@ def test_embedded_codec_keeps_held_out_clips(codec: KLCodec, size: int | tuple[i
     psnr = 10 * math.log10(4 / (output - from_uint8(video)).square().mean().item())
     assert psnr > least
     right = sum(classify_motion(clip) == label for clip, label in zip(to_uint8(output), labels, strict=True))
-    assert right >= 31
+    assert right == 32
 
 
 def test_embedded_latents_have_unit_deviation(codec: KLCodec) -> None:

@@ -5,7 +5,7 @@ from runs import final, finish, start, write_config
 SETUPS = {
     "accumulated": ["--trainer.accumulate_grad_batches=2"],
     "ddp": ["--trainer.devices=2", "--trainer.strategy=ddp"],
-    "fsdp": ["--trainer.devices=2", "-c", "trainer/fsdp.yaml", "--trainer.precision=32-true"],
+    "fsdp": ["--trainer.devices=2", "-c", "trainer/fsdp.yaml", "--trainer.accelerator=cpu"],
 }
 
 

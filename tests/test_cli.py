@@ -1,0 +1,189 @@
+"""What a user sees: every shipped configuration is a model, and every mistake is one line."""
+
+import re
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+import latte_pl
+from latte_pl import cli
+from latte_pl.training import load
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+from runs import curve, write_config
+
+CONFIGS = Path(latte_pl.__file__).parent / "configs"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of six steps."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.main(["fit", "-c", write_config(folder), "--trainer.max_steps=6", "--name=six"])
+    return folder / "runs/six"
+
+
+def refused(capsys, *args):
+    """Run a command that has to fail, and return its one line."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(args))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+def test_a_run_leaves_curves_samples_and_its_configuration(trained):
+    assert [step for step, _ in curve(trained, "train/loss")] == [3, 6]
+    assert dict(curve(trained, "train/clips_seen")) == {3: 12, 6: 24}
+    assert [step for step, _ in curve(trained, "val/loss")] == [5]
+    with Image.open(trained / "samples/step=0000006.gif") as image:
+        assert image.n_frames == 4
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["model"]["net"]["init_args"]["depth"] == 2
+
+
+def test_samples_move_in_tensorboard(trained):
+    import io
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained)).Reload()
+    with Image.open(io.BytesIO(events.Images("samples")[0].encoded_image_string)) as image:
+        assert image.format == "GIF"
+        assert image.n_frames == 4
+
+
+def test_the_saved_configuration_runs_again_and_gives_the_same_weights(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["fit", "-c", str(trained / "config.yaml"), "--name=again"])
+    for name, value in load(trained).state_dict().items():
+        assert torch.equal(load("runs/again").state_dict()[name], value), name
+
+
+def test_the_same_command_after_the_end_changes_nothing(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent.parent)
+    checkpoint = trained / "checkpoints/step=0000006.ckpt"
+    before = checkpoint.read_bytes()
+    cli.main(["fit", "-c", "tiny.yaml", "--trainer.max_steps=6", "--name=six"])
+    assert checkpoint.read_bytes() == before
+
+
+def test_predict_writes_files_of_the_classes_asked_for(trained, tmp_path, capsys):
+    args = ["--ckpt_path", str(trained), "--output", str(tmp_path / "out"), "--trainer.accelerator=cpu"]
+    cli.main(["predict", *args, "--num_samples=3", "--labels=[up, 2]", "--batch_size=2"])
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == [
+        *(f"000{n}_{label}.{ending}" for n, label in enumerate(("up", "up", "up")) for ending in ("gif", "mp4")),
+        "contact_sheet.gif",
+        "contact_sheet.png",
+    ]
+    assert "move as labelled" in capsys.readouterr().out
+
+
+def test_explicit_values_win_over_those_of_the_checkpoint(trained, tmp_path):
+    pictures = {}
+    for guidance in (1.0, 2.0, 8.0):
+        out = tmp_path / str(guidance)
+        args = ["predict", "--ckpt_path", str(trained), "--output", str(out), "--trainer.accelerator=cpu"]
+        cli.main([*args, "--num_samples=2", f"--model.sampling.guidance={guidance}"])
+        pictures[guidance] = (out / "contact_sheet.png").read_bytes()
+    assert all(pictures[a] != pictures[b] for a, b in pairwise(pictures))
+    out = tmp_path / "default"
+    cli.main(["predict", "--ckpt_path", str(trained), "--output", str(out), "--num_samples=2"])
+    assert (out / "contact_sheet.png").read_bytes() == pictures[2.0]
+
+
+def test_exported_weights_are_the_average_and_carry_their_configuration(trained, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    cli.main(["export", str(trained), str(path), "--dtype=float16"])
+    with safe_open(path, framework="pt") as file:
+        assert all(file.get_slice(name).get_dtype() == "F16" for name in file.keys())  # noqa: SIM118
+    whole, small = load(trained), load(path)
+    for name, value in whole.ema.state_dict().items():
+        torch.testing.assert_close(small.ema.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    labels = [n % 8 for n in range(2)]
+    assert whole.sample([0, 1], labels).shape == small.sample([0, 1], labels).shape == (2, 4, 3, 16, 24)
+
+
+def test_validate_prints_the_loss_that_training_logged(trained, tmp_path, capsys):
+    cli.main(["validate", "--ckpt_path", str(trained), "--trainer.accelerator=cpu"])
+    shown = float(re.search(r"val/loss ([\d.]+) of the averaged weights at step 6", capsys.readouterr().out)[1])
+    (_, logged), *_ = curve(trained, "val/loss")  # of step 5
+    assert shown == pytest.approx(logged, rel=0.05)
+    assert shown != pytest.approx(logged, rel=1e-6)
+
+
+def test_info_counts_without_memory(capsys):
+    cli.main(["info", "-c", "model/xl.yaml", "-c", "data/shapes.yaml", "--model.net.conditioning=none"])
+    table = capsys.readouterr().out
+    assert re.search(r"temporal attention\s+74,\d{3},\d{3}", table)
+    assert "activations" in table
+
+
+MISTAKES = {
+    "a wrong key": (["fit", "-c", "tiny.yaml", "--model.net.hiden_size=3"], r"hiden_size"),
+    "a wrong key in a file": (["fit", "-c", "tiny.yaml", "-c", "wrong.yaml"], r"colour"),
+    "an unknown variant": (["fit", "-c", "tiny.yaml", "--model.net.variant=late"], r"late_fusion.*late"),
+    "no such configuration": (["fit", "-c", "data/ucf11.yaml"], r"no configuration data/ucf11.yaml.*data/shapes.yaml"),
+    "frames that do not divide": (
+        ["fit", "-c", "tiny.yaml", "--model.net.patch_embed=compression", "--model.net.temporal_stride=3"],
+        r"(4 frames|frames).*3",
+    ),
+    "heads that do not divide": (["fit", "-c", "tiny.yaml", "--model.net.num_heads=5"], r"32.*5"),
+    "a batch that does not divide": (
+        ["fit", "-c", "tiny.yaml", "--trainer.accumulate_grad_batches=3"],
+        r"global_batch_size 4 .*multiple of 3",
+    ),
+    "another size than the data's": (["fit", "-c", "tiny.yaml", "--data.size=[16, 16]"], r"input_size.*\[16, 16\]"),
+    "too few classes": (["fit", "-c", "tiny.yaml", "--model.net.num_classes=5"], r"num_classes to 8"),
+    "a variance that flow lacks": (
+        ["fit", "-c", "tiny.yaml", "--model.diffusion=latte_pl.diffusion.RectifiedFlow"],
+        r"learn_sigma to false",
+    ),
+    "an unknown sampler": (["fit", "-c", "tiny.yaml", "--model.sampling.sampler=euler"], r"ddpm, ddim"),
+    "a negative rate": (["fit", "-c", "tiny.yaml", "--model.lr=-1"], r"model.lr is -1"),
+    "a clip longer than its video": (["fit", "-c", "tiny.yaml", "--data.interval=9"], r"28 source frames"),
+    "no checkpoint given": (["predict", "-c", "tiny.yaml"], r"--ckpt_path"),
+    "no such checkpoint": (["predict", "--ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere.ckpt"),
+    "a checkpoint that is none": (["predict", "--ckpt_path=wrong.yaml"], r"wrong.yaml is not a checkpoint"),
+    "a label outside the classes": (["predict", "--ckpt_path=runs/six", "--labels=[9]"], r"label '9' is not one of left"),
+    "weights of another shape": (
+        ["predict", "--ckpt_path=runs/six", "--model.net.depth=3"],
+        r"blocks.2.*missing in the file",
+    ),
+    "another model under the same name": (
+        ["fit", "-c", "tiny.yaml", "--name=six", "--model.net.depth=3"],
+        r"depth = 2, this one has 3; choose another --name",
+    ),
+    "an unknown command": (["fut"], r"fut.*fit"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_ends_with_one_line(mistake, trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained.parent.parent)
+    Path("wrong.yaml").write_text("model: {colour: red}\n")
+    args, said = MISTAKES[mistake]
+    line = refused(capsys, *args)
+    assert line.startswith("latte: error: ")
+    assert re.search(said, line), line
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("model/*.yaml")), ids=lambda path: path.stem)
+def test_every_model_overlay_composes_with_the_embedded_data(path, capsys):
+    cli.main(["info", "-c", "data/shapes.yaml", "-c", f"model/{path.name}"])
+    assert "MLP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_overlay_opens_with_where_it_comes_from(path):
+    assert path.read_text().startswith("# ")
