@@ -40,7 +40,6 @@ setup(
     description="PyTorch Lightning experiments and ablations for Latte, the latent diffusion transformer for video",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     packages=find_packages(include=["latte_pl", "latte_pl.*"]),
     package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]},
     python_requires=">=3.11",

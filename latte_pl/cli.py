@@ -54,7 +54,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class LatteCLI(LightningCLI):
-    """LightningCLI with named runs that go on where they stopped, and with checkpoints that know their configuration."""
+    """LightningCLI with named runs that go on where they stopped, and checkpoints that know their configuration."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -90,8 +90,8 @@ class LatteCLI(LightningCLI):
             super().instantiate_classes()
             return
         with torch.device("meta"):
-            self.model = weights.build_net(self.config.info.model.net)  # type: ignore[assignment]
-        self.datamodule = None  # type: ignore[assignment]
+            self.model = weights.build_net(self.config.info.model.net)
+        self.datamodule = None
         self.trainer = LatteTrainer(logger=False, enable_checkpointing=False)
         self.config_init = self.config
 
@@ -108,7 +108,9 @@ class LatteCLI(LightningCLI):
                 file = weights.find(ckpt)
                 kwargs["default_root_dir"] = str(file.parent.parent if file.parent.name == "checkpoints" else folder)
             trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
-            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Curves | SampleVideos | Checkpoints)]
+            # the callbacks that every run has are for training
+            for_training = (Curves, SampleVideos, Checkpoints)
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, for_training)]  # type: ignore[attr-defined]
             return trainer
         resume = config.ckpt_path
         done = checkpoints(folder / "checkpoints")

@@ -155,7 +155,10 @@ MISTAKES = {
     "no checkpoint given": (["predict", "-c", "tiny.yaml"], r"--ckpt_path"),
     "no such checkpoint": (["predict", "--ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere.ckpt"),
     "a checkpoint that is none": (["predict", "--ckpt_path=wrong.yaml"], r"wrong.yaml is not a checkpoint"),
-    "a label outside the classes": (["predict", "--ckpt_path=runs/six", "--labels=[9]"], r"label '9' is not one of left"),
+    "a label outside the classes": (
+        ["predict", "--ckpt_path=runs/six", "--labels=[9]"],
+        r"label '9' is not one of left",
+    ),
     "weights of another shape": (
         ["predict", "--ckpt_path=runs/six", "--model.net.depth=3"],
         r"blocks.2.*missing in the file",

@@ -3,20 +3,23 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
 from latte_pl.data.decoding import read_video
 from latte_pl.data.frames import FrameFolder, read_frames
 from latte_pl.data.index import Found, open_index, scan
+from latte_pl.data.stream import Sampling, sampling_weights
 from latte_pl.data.transforms import centre_box, draw_view, mirror, span, to_clip
 
 Split = Literal["train", "val", "test", "all"]
+SHOWN = 20  # unusable videos that a warning names
 _log = logging.getLogger(__name__)
 
 
@@ -104,6 +107,7 @@ class VideoFolder:
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is a file; give the folder that holds the videos")
         self.num_frames, self.interval, self.split, self.flip = num_frames, interval, split, flip
+        self.holdout = holdout
         layout = self.find()
         self.class_names = layout.class_names
         items = self._choose(layout.items, split, holdout)
@@ -158,7 +162,7 @@ class VideoFolder:
             )
         pool = [item for item in items if item.split in ("", "train")]
         if len(pool) == 1 or holdout == 0:
-            _log.warning("%s: the validation videos are the training videos", self.root)
+            _warn(f"{self.root}: the validation videos are the training videos")
             return pool
         pool.sort(key=lambda item: hashlib.sha256(item.found.path.encode(errors="replace")).digest())
         count = min(max(1, round(holdout * len(pool))), len(pool) - 1)
@@ -178,9 +182,8 @@ class VideoFolder:
             )
             raise ValueError(f"no usable video in {self.root} (split {self.split}): {reasons}")
         if self.quarantine:
-            lines = "".join(f"\n  {path}: {reason}" for path, reason in self.quarantine)
             total = len(self._items) + len(self.quarantine)
-            _log.warning("%d of %d videos of %s are set aside:%s", len(self.quarantine), total, self.root, lines)
+            _warn(f"{len(self.quarantine)} of {total} videos of {self.root} are set aside:{listing(self.quarantine)}")
 
     def __len__(self) -> int:
         """Return the number of usable videos."""
@@ -216,30 +219,20 @@ class VideoFolder:
         box = centre_box(inside.height, inside.width, self.size)
         return to_clip(read_video(path, inside, start, num_frames, interval, box), self.size)
 
-    def weights(self, kind: Literal["videos", "clips", "classes"]) -> NDArray[np.float64] | None:
-        """Return the probability of each video.
+    def weights(self, kind: Sampling) -> NDArray[np.float64] | None:
+        """Return the probability of each video in training; see `sampling_weights`."""
+        lengths, labels = [i.num_frames for i in self._indices], [item.label for item in self._items]
+        return sampling_weights(kind, lengths, labels, bool(self.class_names), span(self.num_frames, self.interval))
 
-        Args:
-            kind: "videos": all alike (None: visit each once per epoch); "clips": in proportion to the number of
-                windows, so that every clip of the data set is equally likely; "classes": every class alike.
+    def members(self, split: Split) -> list[int]:
+        """Return the numbers that the usable videos of a split have in this data set, in that split's order.
 
         Raises:
-            ValueError: When classes are asked of an unlabelled data set.
+            FileNotFoundError: When there is no such split.
         """
-        if kind == "videos":
-            return None
-        if kind == "clips":
-            needed = span(self.num_frames, self.interval)
-            mass = np.array([inside.num_frames - needed + 1 for inside in self._indices], dtype=np.float64)
-        elif kind == "classes":
-            if not self.class_names:
-                raise ValueError(f"{self.root} has no classes to balance; use sampling over videos or clips")
-            labels = [item.label for item in self._items]
-            counts = Counter(labels)
-            mass = np.array([1 / counts[label] for label in labels])
-        else:
-            raise ValueError(f'sampling is "videos", "clips" or "classes", not "{kind}"')
-        return mass / mass.sum()
+        numbers = {item.found.path: number for number, item in enumerate(self._items)}
+        chosen = self._choose(self.find().items, split, self.holdout)
+        return [numbers[item.found.path] for item in chosen if item.found.path in numbers]
 
     def fingerprint(self) -> str:
         """Return a hash of what `frames` can return: the files, their order and the size of the pictures."""
@@ -249,6 +242,18 @@ class VideoFolder:
 def too_short(length: int, num_frames: int, interval: int) -> str:
     """Return why a video of ``length`` frames is not used."""
     return f"too short: {length} frames, {num_frames} at interval {interval} need {span(num_frames, interval)}"
+
+
+def listing(quarantine: Sequence[tuple[str, str]]) -> str:
+    """Return paths and reasons, a line each; of very many the first."""
+    lines = [f"\n  {path}: {reason}" for path, reason in quarantine[:SHOWN]]
+    rest = len(quarantine) - len(lines)
+    return "".join(lines) + (f"\n  and {rest} more; `latte data check` names them all" if rest else "")
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    _log.warning(message)
 
 
 def _hash(parts: Iterable[str]) -> str:

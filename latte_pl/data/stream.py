@@ -1,14 +1,18 @@
-"""The stream of training clips: clip number n is the same clip for every seed-equal run, worker count and device count."""
+"""The stream of training clips: for a seed, clip number n is the same for any number of workers and devices."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from latte_pl.streams import numpy_stream
+
+Sampling = Literal["videos", "clips", "classes"]
 
 
 @runtime_checkable
@@ -28,6 +32,36 @@ class VideoDataset(Protocol):
 
     def read(self, index: int, num_frames: int, interval: int, rng: np.random.Generator | None) -> Tensor:
         """Return a clip of one video; without a generator the evaluation view (fixed start, no flip)."""
+
+
+def sampling_weights(
+    kind: Sampling, lengths: Sequence[int], labels: Sequence[int], labelled: bool, needed: int
+) -> NDArray[np.float64] | None:
+    """Return the probability of each video in training.
+
+    Args:
+        kind: "videos": all alike (None: visit each once per epoch), as the paper does; "clips": in proportion to the
+            number of windows, so that every clip of the data set is equally likely; "classes": every class alike.
+        lengths: Frames of each video.
+        labels: Its class.
+        labelled: Whether the data set has classes.
+        needed: Frames that a clip stretches over.
+
+    Raises:
+        ValueError: When the kind is unknown, or classes are asked of an unlabelled data set.
+    """
+    if kind == "videos":
+        return None
+    if kind == "clips":
+        mass = np.array(lengths, dtype=np.float64) - needed + 1
+    elif kind == "classes":
+        if not labelled:
+            raise ValueError("the videos have no classes to balance; set data.sampling to videos or clips")
+        counts = Counter(labels)
+        mass = np.array([1 / counts[label] for label in labels])
+    else:
+        raise ValueError(f'sampling is "videos", "clips" or "classes", not "{kind}"')
+    return mass / mass.sum()
 
 
 class ClipStream(Dataset[dict[str, Any]]):

@@ -153,10 +153,12 @@ class LatteModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the denoiser under FSDP2 and compile its blocks."""
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            assert self.device_mesh is not None
+            mesh = self.device_mesh["data_parallel"]
             for module in (self.net, self.ema):
                 for block in module.blocks:
-                    fully_shard(block, mesh=self.device_mesh["data_parallel"])
-                fully_shard(module, mesh=self.device_mesh["data_parallel"])
+                    fully_shard(block, mesh=mesh)
+                fully_shard(module, mesh=mesh)
         if self.compile_blocks:
             self.net.compile_blocks()
 

@@ -15,6 +15,8 @@ from latte_pl.nn import Latte
 from latte_pl.training.checkpoints import NAME, checkpoints
 from latte_pl.training.module import LatteModule
 
+SHIPPED = Path(__file__).parents[1] / "weights"
+
 
 @dataclass
 class Weights:
@@ -54,7 +56,7 @@ class Weights:
 
 
 def find(path: str | Path) -> Path:
-    """Return the file that a user means: itself, or the newest checkpoint of a run's folder.
+    """Return the file that a user means: itself, the newest checkpoint of a run's folder, or shipped weights by name.
 
     Raises:
         FileNotFoundError: When there is none.
@@ -65,8 +67,12 @@ def find(path: str | Path) -> Path:
         if not found:
             raise FileNotFoundError(f"{path} holds no checkpoint (checkpoints/step=N.ckpt)")
         return found[-1]
+    shipped = SHIPPED / f"{path}.safetensors"
+    if not path.is_file() and shipped.is_file():
+        return shipped
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        names = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.safetensors")))
+        raise FileNotFoundError(f"no checkpoint at {path}; shipped weights are {names}")
     return path
 
 
@@ -102,9 +108,7 @@ def read(path: str | Path) -> Weights:
     return Weights(ema, raw, config, checkpoint["class_names"], checkpoint["global_step"])
 
 
-def export(
-    ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-) -> None:
+def export(ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
     """Write the averaged weights of a run, with their configuration, as one safetensors file.
 
     Args:
