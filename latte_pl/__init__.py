@@ -1,0 +1,1 @@
+"""Experiments and ablations for Latte, the latent diffusion transformer for video, on PyTorch Lightning."""

@@ -1,4 +1,4 @@
-"""The command line: `latte fit | validate | predict | info | export`."""
+"""The command line: `latte fit | validate | predict | test | evaluate | compare | info | export`."""
 
 import json
 import logging
@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
-from latte_pl.training import weights
+from latte_pl.training import encode, weights
 from latte_pl.training.callbacks import Curves, FitReport, SampleVideos, StepProgressBar
 from latte_pl.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoints
+from latte_pl.training.distance import VideoDistance
+from latte_pl.training.evaluation import evaluate
 from latte_pl.training.module import LatteModule
 from latte_pl.training.trainer import LatteTrainer
 
 CONFIGS = Path(__file__).parent / "configs"
 # commands that need neither a trainer nor a model
-COMMANDS = {"export": weights.export}
+COMMANDS: dict[str, Callable[..., Any]] = {"export": weights.export, "evaluate": evaluate, "compare": compare}
 # settings that may differ when a run goes on: they change what is shown or how fast, not what is trained
 FREE = ("model.sampling", "model.compile", "data.init_args.num_workers", "data.init_args.val_clips")
 
@@ -62,7 +66,7 @@ class LatteCLI(LightningCLI):
         ours = {"model", "datamodule"}
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            **dict.fromkeys(("validate", "predict", "info"), ours),
+            **dict.fromkeys(("validate", "predict", "test", "info"), ours),
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -70,6 +74,7 @@ class LatteCLI(LightningCLI):
         parser.add_argument("--name", type=str, default="latte", help="Name of the run; its folder is runs/NAME.")
         parser.add_lightning_class_args(Curves, "curves")
         parser.add_lightning_class_args(SampleVideos, "samples")
+        parser.add_lightning_class_args(VideoDistance, "distance")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
 
     def _parse_ckpt_path(self) -> None:
@@ -206,6 +211,7 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning 2.6 under newer torch
         ".*in eval mode at the start of training.*",  # the moving average is meant to be
         ".*does not have many workers.*",
+        ".*across ranks is zero.*",  # a rank of `latte test` may have nothing left to sample
         ".*lr_scheduler.step.*before.*optimizer.step.*",
     ):
         warnings.filterwarnings("ignore", text)
@@ -222,8 +228,16 @@ def main(args: Sequence[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else list(args)
     quiet()
     try:
+        if list(args[:2]) == ["data", "check"]:
+            sys.exit(check.main(args[2:]))
+        if args and args[0] == "encode":
+            encode.main(expand(args)[1:], Parser)
+            return
         if args and args[0] in COMMANDS:
-            auto_cli(COMMANDS[args[0]], args=args[1:], parser_class=Parser)
+            rest = args[1:]
+            if args[0] == "compare" and rest and not rest[0].startswith("-"):
+                rest = [json.dumps(rest)]  # to the parser, a list is one argument
+            auto_cli(COMMANDS[args[0]], args=rest, as_positional=args[0] != "evaluate", parser_class=Parser)
             return
         LatteCLI(
             LatteModule,

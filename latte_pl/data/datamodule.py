@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from typing import Any, Literal
 
+import numpy as np
 from lightning import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -70,6 +72,10 @@ class VideoDataModule(LightningDataModule):
         """Names of the classes, empty when unlabelled."""
         return self.dataset("train").class_names
 
+    def train_weights(self) -> NDArray[np.float64] | None:
+        """Return the probability of each training video; None visits every video once an epoch."""
+        return None
+
     def judge(self, videos: Tensor, labels: list[int]) -> str | None:
         """Say what can be measured on samples (B, F, 3, H, W) uint8 of these labels; None when nothing can."""
         return None
@@ -77,7 +83,9 @@ class VideoDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of this rank's training clips, continued after the trainer's last step."""
         assert self.trainer is not None
-        stream = ClipStream(self.dataset("train"), self.num_frames, self.interval, run_seed(), self.num_images)
+        stream = ClipStream(
+            self.dataset("train"), self.num_frames, self.interval, run_seed(), self.num_images, self.train_weights()
+        )
         batches = GlobalBatches(
             self.global_batch_size,
             self.trainer.global_rank,
@@ -93,9 +101,7 @@ class VideoDataModule(LightningDataModule):
         clips = FixedClips(self.dataset("val"), self.num_frames, self.interval, self.val_clips)
         world = self.trainer.world_size
         batch = -(-min(self.global_batch_size, clips.num_clips) // world) * world
-        return self._loader(
-            clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips)
-        )
+        return self._loader(clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips))
 
     def _loader(self, clips: Any, batches: GlobalBatches) -> DataLoader:
         return DataLoader(

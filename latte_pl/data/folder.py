@@ -68,7 +68,7 @@ class VideoFolder:
         ValueError: When no video can be used.
     """
 
-    key: Literal["video", "moments"] = "video"
+    key: str = "video"
     folders: ClassVar[dict[str, tuple[str, ...]]] = {
         "train": ("train",),
         "val": ("val", "valid", "validation"),

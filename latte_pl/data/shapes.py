@@ -1,5 +1,6 @@
 """Procedurally drawn videos of one moving shape, labelled by the kind of motion; nothing to download."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, get_args
@@ -14,6 +15,7 @@ from latte_pl.streams import numpy_stream
 Split = Literal["train", "val"]
 Array = NDArray[np.floating[Any]]
 
+DRAWING = 1  # version of the drawing code: raised whenever a pixel changes, and with it every fingerprint
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 BACKGROUNDS = ("plain", "gradient", "texture")
@@ -101,6 +103,11 @@ class MovingShapes:
         """Return the class of a video; classes take turns, so every run of eight videos is balanced."""
         self._check(index)
         return index % len(MOTIONS)
+
+    def fingerprint(self) -> str:
+        """Return a hash of what ``read`` can return: the parameters and the version of the drawing code."""
+        about = (DRAWING, self.split, self.height, self.width, self.num_videos, self.seed, self.length)
+        return hashlib.sha256(repr(about).encode()).hexdigest()
 
     def attributes(self, index: int) -> Attributes:
         """Return the names of what a video shows."""

@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from latte_pl.data.decoding import Box
 
+CROP = "centre"  # names what `centre_box` does, for caches of what it returned
+
 
 class View(NamedTuple):
     """The random part of a clip."""

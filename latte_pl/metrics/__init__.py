@@ -14,7 +14,7 @@ from latte_pl.metrics.frechet import (
     kernel_distance,
 )
 from latte_pl.metrics.protocol import METRICS, Protocol
-from latte_pl.metrics.record import Record, table
+from latte_pl.metrics.record import Record, compare, table, text
 from latte_pl.metrics.store import FeatureStore
 from latte_pl.metrics.streaming import (
     EmbeddedVideoDistance,
@@ -47,6 +47,7 @@ __all__ = [
     "bootstrap",
     "build_extractor",
     "clip_features",
+    "compare",
     "evaluate_folders",
     "frechet_distance",
     "frechet_from_features",
@@ -54,4 +55,5 @@ __all__ = [
     "jackknife",
     "kernel_distance",
     "table",
+    "text",
 ]

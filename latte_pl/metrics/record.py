@@ -116,6 +116,45 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def text(records: Sequence[Record]) -> str:
+    """Return a table for a terminal: the protocol, then one line a record with values, intervals and "smoke".
+
+    Raises:
+        ValueError: as ``table``.
+    """
+    table(records)  # refuses what must not stand side by side
+    protocol = records[0].protocol
+    size = f"{protocol.num_frames} x {protocol.height} x {protocol.width}"
+    made = f"{protocol.sampler}, {protocol.steps} steps, guidance {protocol.guidance:g}, labels {protocol.labels}"
+    samples = "finished videos" if protocol.weights == "files" else f"{protocol.weights} weights, {made}"
+    rows = [["model", *protocol.metrics]]
+    rows += [[record.model, *(_cell(record.scores[name]) for name in protocol.metrics)] for record in records]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        f"{protocol.name} ({protocol.hash[:12]}): {protocol.num_real} real clips of {protocol.dataset} "
+        f"({protocol.split}), {protocol.num_generated} generated, {size}",
+        f"{samples}, seed {protocol.seed}, precision {protocol.precision}",
+        "",
+        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
+    ]
+    if any(score.label == "smoke" for record in records for score in record.scores.values()):
+        lines += ["", "smoke: fewer clips than features, so the value only shows that the code runs"]
+    return "\n".join(lines)
+
+
+def compare(records: list[str]) -> None:
+    """Print the records of several models side by side; records of different protocols are refused.
+
+    Args:
+        records: Files that `latte test` or `latte evaluate` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A file is no record, or two of them were measured differently.
+    """
+    print(text([Record.read(path) for path in records]))
+
+
 def differing(first: dict[str, Any], second: dict[str, Any]) -> str:
     """Return the keys in which two dictionaries differ, with both values, as one line."""
     keys = [key for key in sorted(first.keys() | second.keys()) if first.get(key) != second.get(key) and key != "name"]
@@ -149,6 +188,11 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _cell(score: Score) -> str:
+    interval = f" [{score.interval.low:.5g}, {score.interval.high:.5g}]" if score.interval else ""
+    return f"{score.value:.5g}{interval}{' smoke' if score.label == 'smoke' else ''}"
 
 
 def _score_to_dict(score: Score) -> dict[str, Any]:

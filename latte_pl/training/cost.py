@@ -12,13 +12,14 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from latte_pl.nn import Latte
+from latte_pl.nn.variants import TemporalBlock
 
 # the first pattern that fits a module's name decides; the order is that of the printed table
 PARTS = (
     ("patch embedding", r"x_embedder"),
     ("timestep and label", r"[ty]_embedder"),
     ("adaLN modulation", r".*adaLN_modulation"),
-    ("spatial attention", r"blocks\.\d+\.attn"),
+    ("spatial attention", r"blocks\.\d+\.attn(?!_)"),
     ("temporal attention", r"blocks\.\d+\.attn_temporal"),
     ("MLP", r"blocks\.\d+\.mlp"),
     ("final layer", r"final_layer"),
@@ -54,8 +55,7 @@ def part_of(name: str, net: Latte) -> str:
     """Return the part of the model that a parameter or module belongs to."""
     for part, pattern in PARTS:
         if re.match(pattern, name):
-            match = re.match(r"blocks\.(\d+)\.attn\b(?!_)", name)
-            if match and type(net.blocks[int(match[1])]).__name__ == "TemporalBlock":
+            if part == "spatial attention" and isinstance(net.blocks[int(name.split(".")[1])], TemporalBlock):
                 return "temporal attention"
             return part
     return "other"
@@ -92,7 +92,7 @@ def count_cost(net: Latte, num_images: int = 0, batch_size: int = 1) -> Cost:
         }
         if net.conditioning == "class":
             shape = (batch_size, 1 + num_images) if num_images else (batch_size,)
-            inputs["labels"] = torch.tensor(0).expand(shape)  # a constant, whose range can be checked
+            inputs["labels"] = torch.zeros(shape, dtype=torch.long)
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             output = functional_call(net, state, kwargs=inputs)  # held, so that no storage is freed and counted twice
         weights = {tensor.untyped_storage()._cdata for tensor in state.values()}

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
@@ -27,10 +27,20 @@ def contact_sheet(videos: Tensor, columns: int | None = None, gap: int = 2) -> T
     return sheet
 
 
-def film_strip(videos: Tensor, gap: int = 2) -> Tensor:
-    """Lay the frames of each video (B, F, 3, H, W) side by side, one video a row: an image (3, H', W')."""
+def film_strip(videos: Tensor, names: list[str] | None = None, gap: int = 2) -> Tensor:
+    """Lay the frames of each video (B, F, 3, H, W) side by side, one named video a row: an image (3, H', W')."""
     frames = rearrange(videos, "b f c h w -> (b f) 1 c h w")
-    return contact_sheet(frames, columns=videos.shape[1], gap=gap)[0]
+    strip = contact_sheet(frames, columns=videos.shape[1], gap=gap)[0]
+    if not names:
+        return strip
+    font = ImageFont.load_default(size=14)
+    margin = round(max(font.getlength(name) for name in names)) + 12
+    page = Image.new("RGB", (margin + strip.shape[2], strip.shape[1]), "white")
+    page.paste(_images(strip[None])[0], (margin, 0))
+    for row, name in enumerate(names):
+        middle = gap + row * (videos.shape[3] + gap) + videos.shape[3] // 2
+        ImageDraw.Draw(page).text((margin - 8, middle), name, "black", font, anchor="rm")
+    return torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1)
 
 
 def _images(video: Tensor) -> list[Image.Image]:

@@ -8,9 +8,11 @@ from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.metrics import Record
 from latte_pl.nn import Latte
 from latte_pl.training import weights
 from latte_pl.training.cost import cost_table
+from latte_pl.training.evaluation import measure
 from latte_pl.training.media import contact_sheet, film_strip, gif_bytes, save_mp4, save_png
 from latte_pl.training.module import LatteModule
 
@@ -27,28 +29,34 @@ class SampleFiles(Callback):
 
     def __init__(self, folder: Path, data: VideoDataModule, names: list[str], labels: list[int]) -> None:
         self.folder, self.data, self.fps, self.names, self.labels = folder, data, data.fps, names, labels
-        self._videos: list[torch.Tensor] = []
+        self._videos: dict[int, torch.Tensor] = {}
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Write the samples of one batch."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number, video in zip(batch["number"].tolist(), outputs):
+        for number, video in zip(batch["number"].tolist(), outputs.cpu()):
             save_mp4(video, self.folder / f"{self.names[number]}.mp4", self.fps)
             (self.folder / f"{self.names[number]}.gif").write_bytes(gif_bytes(video, self.fps))
-        self._videos += list(outputs.cpu())
+            self._videos[number] = video
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the contact sheets of this process's samples."""
-        videos = torch.stack(self._videos)
-        rank = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
-        (self.folder / f"contact_sheet{rank}.gif").write_bytes(gif_bytes(contact_sheet(videos), self.fps))
-        save_png(film_strip(videos[:32]), self.folder / f"contact_sheet{rank}.png")
-        if trainer.is_global_zero:
-            verdict = self.data.judge(videos, self.labels) if trainer.world_size == 1 else None
-            print(f"\n{verdict}" if verdict else "")
-            print(f"{len(self.names)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
+        """Write the contact sheets of all processes' samples, and what can be measured on them."""
+        parts = [self._videos]
+        if trainer.world_size > 1:
+            parts = [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(parts, self._videos)
+        if not trainer.is_global_zero:
+            return
+        merged = {number: video for part in parts for number, video in part.items()}
+        videos = torch.stack([merged[number] for number in sorted(merged)])
+        (self.folder / "contact_sheet.gif").write_bytes(gif_bytes(contact_sheet(videos), self.fps))
+        shown = [name.partition("_")[2] or name for name in self.names[:16]]
+        save_png(film_strip(videos[:16], shown), self.folder / "contact_sheet.png")
+        verdict = self.data.judge(videos, self.labels)
+        print(f"\n{verdict}" if verdict else "")
+        print(f"{len(videos)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
 
 
 class LatteTrainer(Trainer):
@@ -101,7 +109,33 @@ class LatteTrainer(Trainer):
         items: Any = [{"number": n, "label": label} for n, label in enumerate(chosen)]
         folder = Path(output) if output else Path(self.default_root_dir) / "predict"
         self.callbacks.append(SampleFiles(folder, datamodule, names, chosen))  # type: ignore[attr-defined]
-        super().predict(model, DataLoader(items, batch_size=batch_size), return_predictions=False)
+        share = items[self.global_rank :: self.world_size]
+        super().predict(model, DataLoader(share, batch_size=batch_size), return_predictions=False)
+
+    def test(  # type: ignore[override]
+        self,
+        model: LatteModule,
+        datamodule: VideoDataModule,
+        ckpt_path: str | None = None,
+        protocol: str = "embedded-256-8f",
+        extractor_path: str | None = None,
+        batch_size: int = 16,
+        output: str | None = None,
+    ) -> Record | None:
+        """Measure a trained model under a protocol; the same call goes on after a kill.
+
+        Args:
+            ckpt_path: A checkpoint, a run's folder or a release file.
+            protocol: Name of a protocol, or a .yaml file.
+            extractor_path: Weights of the protocol's extractor, where they are neither embedded nor downloaded.
+            batch_size: Videos sampled at once on each device.
+            output: Folder for the record and for what is done so far; default `test` in the run's folder.
+        """
+        trained = _trained(ckpt_path, "test")
+        trained.load_into(model)
+        folder = Path(output) if output else Path(self.default_root_dir) / "test"
+        name = str(weights.find(str(ckpt_path)))
+        return measure(self, model, datamodule, name, protocol, extractor_path, batch_size, folder)
 
     def info(self, model: Latte, datamodule: None = None, batch_size: int = 1, num_images: int = 0) -> None:
         """Print parameters, FLOPs a clip and the memory to expect, by part; nothing is allocated.

@@ -1,0 +1,50 @@
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from latte_pl.nn import Latte
+from latte_pl.training.cost import cost_table, count_cost
+from latte_pl.types import Injection, Variant
+
+
+def small(**kwargs):
+    shape = {"hidden_size": 32, "depth": 4, "num_heads": 4, "input_size": (4, 6), "num_frames": 4}
+    return Latte(**{**shape, "conditioning": "class", "num_classes": 3, **kwargs})
+
+
+@pytest.mark.parametrize(("variant", "injection"), product(get_args(Variant), get_args(Injection)))
+def test_costs_are_those_of_a_real_forward_pass(variant, injection):
+    net = small(variant=variant, injection=injection)
+    cost = count_cost(net, num_images=2, batch_size=3)
+    assert cost.num_parameters == sum(p.numel() for p in net.parameters())
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 6, 4, 4, 6), torch.zeros(1), torch.zeros(1, 3, dtype=torch.long), num_images=2)
+    assert cost.forward_flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    assert cost.flops["temporal attention"] > 0
+    assert cost.flops["spatial attention"] > cost.flops["temporal attention"]
+
+
+def test_the_flops_of_one_block_are_those_counted_by_hand():
+    net = small(depth=2, conditioning="none")
+    tokens, width = 4 * 6, 32
+    linear = 2 * tokens * width * width
+    cost = count_cost(net)
+    assert cost.flops["MLP"] == 2 * 8 * linear
+    assert cost.flops["spatial attention"] == 4 * linear + 2 * 2 * tokens * 6 * width
+    assert cost.flops["temporal attention"] == 4 * linear + 2 * 2 * tokens * 4 * width
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing():
+    one, three = (count_cost(small(), batch_size=n).activations for n in (1, 3))
+    assert three == pytest.approx(3 * one, rel=0.02)
+    assert count_cost(small(activation_checkpointing=True)).activations < one / 3
+
+
+def test_a_model_without_memory_can_be_counted():
+    with torch.device("meta"):
+        net = Latte(size="XL", input_size=(32, 32))
+    assert count_cost(net).forward_flops == pytest.approx(3.786e12, rel=0.03)
+    assert "673,681,568" in cost_table(net)

@@ -1,0 +1,161 @@
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from latte_pl.codecs import PixelCodec
+from latte_pl.diffusion import GaussianDiffusion, RectifiedFlow
+from latte_pl.nn import Latte
+from latte_pl.training import LatteModule, Sampling
+
+
+def module(diffusion=None, **kwargs):
+    net = Latte(
+        hidden_size=32,
+        depth=2,
+        num_heads=2,
+        patch_size=2,
+        input_size=(4, 6),
+        in_channels=3,
+        num_frames=3,
+        conditioning="class",
+        num_classes=5,
+        class_dropout=0.3,
+        learn_sigma=diffusion is None,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0.0, 0.1, generator=generator)
+    sampling = kwargs.pop("sampling", Sampling("ddpm" if diffusion is None else "euler", 4))
+    return LatteModule(net, diffusion or GaussianDiffusion(), PixelCodec(), sampling, **kwargs)
+
+
+def batch(clips, num_images=0):
+    """Clips whose pixels and labels are functions of their numbers."""
+    clips = torch.tensor(clips)
+    frames = torch.arange(3 + num_images).view(1, -1, 1, 1, 1)
+    places = torch.arange(3 * 4 * 6).view(1, 1, 3, 4, 6)
+    video = ((clips.view(-1, 1, 1, 1, 1) * 37 + frames * 11 + places * 5) % 256).to(torch.uint8)
+    label = clips % 5
+    if num_images:
+        label = (clips.unsqueeze(1) + torch.arange(1 + num_images)) % 5
+    return {"video": video, "label": label, "clip": clips}
+
+
+def test_the_loss_of_a_clip_does_not_depend_on_its_batch():
+    model = module()
+    u = torch.rand(5, generator=torch.Generator().manual_seed(1))
+    t, whole = model.losses(model.net, batch([4, 9, 2, 7, 1]), u, 0, 0.3)
+    for n, clip in enumerate([4, 9, 2, 7, 1]):
+        t_one, one = model.losses(model.net, batch([clip]), u[n : n + 1], 0, 0.3)
+        assert t_one == t[n]
+        torch.testing.assert_close(one["loss"][0], whole["loss"][n])
+    assert whole["loss"].shape == (5, 3)
+
+
+def test_labels_are_dropped_at_the_rate_and_apart():
+    model = module()
+    labels = model.labels(batch(list(range(2000)), num_images=2), seed=0, dropout=0.3)
+    dropped = (labels == model.net.null_label).float()
+    assert dropped.mean(0) == pytest.approx([0.3] * 3, abs=0.04)
+    assert torch.corrcoef(dropped.T).triu(1).abs().max() < 0.07
+    assert torch.equal(labels[dropped == 0], batch(list(range(2000)), num_images=2)["label"][dropped == 0])
+    assert (model.labels(batch([1, 2]), seed=0, dropout=0.0) == torch.tensor([1, 2])).all()
+
+
+def test_cached_moments_give_the_loss_of_the_video():
+    model = module()
+    clips = batch([3, 8])
+    moments = torch.cat(model.codec.moments(clips["video"]), dim=2)
+    cached = {"moments": moments, "label": clips["label"], "clip": clips["clip"]}
+    u = torch.tensor([0.2, 0.7])
+    left, right = (model.losses(model.net, b, u, 0, 0.0)[1]["loss"] for b in (clips, cached))
+    assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_the_average_follows_its_formula(monkeypatch, warmup):
+    model = module(ema_decay=0.9, ema_warmup=warmup)
+    before = copy.deepcopy(model.ema.state_dict())
+    monkeypatch.setattr("lightning.LightningModule.optimizer_step", lambda self: None)
+    model._trainer = SimpleNamespace(global_step=3)
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            parameter.add_(1.0)
+    model.optimizer_step()
+    decay = min(0.9, 4 / 13) if warmup else 0.9
+    for name, value in model.ema.named_parameters():
+        torch.testing.assert_close(value, before[name] + (1.0 - decay))
+
+
+def test_the_codec_is_in_no_checkpoint_and_no_optimizer():
+    model = module()
+    codec = dict(model.codec.named_parameters())
+    assert not any("codec" in name for name in model.state_dict())
+    assert {name.split(".")[0] for name in model.state_dict()} == {"net", "ema"}
+    assert not {id(p) for p in codec.values()} & {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "rate"),
+    [
+        ("constant", 0, 0.25),
+        ("constant", 3, 1.0),
+        ("constant", 90, 1.0),
+        ("cosine", 1, 0.5),
+        ("cosine", 4, 1.0),
+        ("cosine", 54, 0.5 * (1 + math.cos(math.pi * 50 / 100))),
+        ("cosine", 104, 0.0),
+    ],
+)
+def test_the_rate_rises_and_falls_as_said(schedule, step, rate):
+    model = module(lr=2.0, warmup_steps=4, lr_schedule=schedule)
+    model._trainer = SimpleNamespace(max_steps=104, precision="32-true")
+    (optimizer,), (config,) = model.configure_optimizers()
+    assert config["interval"] == "step"
+    assert optimizer.param_groups[0]["initial_lr"] * config["scheduler"].lr_lambdas[0](step) == pytest.approx(2 * rate)
+
+
+@pytest.mark.parametrize("diffusion", [None, RectifiedFlow()])
+def test_a_sample_is_its_number_in_any_batch(diffusion):
+    model = module(diffusion)
+    whole = model.sample([0, 1, 2], [4, 0, 3])
+    assert whole.dtype == torch.uint8
+    assert whole.shape == (3, 3, 3, 4, 6)
+    assert whole.float().std() > 1
+    apart = torch.cat([model.sample([2], [3]), model.sample([0, 1], [4, 0])])
+    torch.testing.assert_close(whole[[2, 0, 1]].int(), apart.int(), atol=1, rtol=0)
+    assert not torch.equal(model.sample([0], [4], seed=1), whole[:1])
+    assert not torch.equal(model.sample([0], [1]), whole[:1])
+
+
+def test_samples_come_from_the_weights_asked_for():
+    model = module(sampling=Sampling("ddim", 4, weights="raw"))
+    with torch.no_grad():
+        model.net.final_layer.linear.bias.add_(0.5)
+    raw = model.sample([0], [1])
+    model.sampling.weights = "ema"
+    assert not torch.equal(raw, model.sample([0], [1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ema_decay": 1.0}, r"ema_decay is 1.0"),
+        ({"lr": 0.0}, r"lr is 0.0"),
+        ({"sampling": Sampling("heun")}, r"'heun'; GaussianDiffusion knows ddpm"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        module(**change)
+
+
+def test_labels_outside_the_classes_are_refused():
+    with pytest.raises(ValueError, match=r"label 5 is outside the model's classes 0..4"):
+        module().sample([0], [5])
+    with pytest.raises(ValueError, match="say which class"):
+        module().sample([0])
