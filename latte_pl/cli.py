@@ -25,7 +25,7 @@ from latte_pl.training import encode, weights
 from latte_pl.training.callbacks import Curves, FitReport, SampleVideos, StepProgressBar
 from latte_pl.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoints
 from latte_pl.training.distance import VideoDistance
-from latte_pl.training.evaluation import evaluate
+from latte_pl.training.folders import evaluate
 from latte_pl.training.module import LatteModule
 from latte_pl.training.trainer import LatteTrainer
 

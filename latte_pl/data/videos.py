@@ -85,7 +85,7 @@ class VideoFiles(VideoDataModule):
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:  # type: ignore[override]
         """Return one split, opened at most once; training on everything, both are one."""
-        return super().dataset("train" if self.split == "all" else split)  # type: ignore[return-value]
+        return super().dataset("train" if self.split == "all" else split)
 
     def prepare_data(self) -> None:
         """Open both splits on one process per node first, so that no other one has to index the files."""

@@ -100,14 +100,7 @@ class Evaluation:
         Raises:
             ValueError: the clips are not what the protocol says.
         """
-        todo = self.real.pending(rank, world_size)
-        with tqdm(total=len(todo), desc="real clips", unit="clip", disable=not progress or not todo) as bar:
-            for first in range(0, len(todo), batch_size):
-                numbers = todo[first : first + batch_size]
-                video = torch.stack([real_clip(dataset, self.protocol, n) for n in numbers])  # (B, F, 3, H, W)
-                check_clips(self.protocol, video)
-                self.real.add(numbers, clip_features(self.extractor, video.to(device)))
-                bar.update(len(numbers))
+        add_reals(self.real, self.protocol, self.extractor, dataset, rank, world_size, device, batch_size, progress)
 
     def result(self) -> dict[str, Score]:
         """Return the scores by metric.
@@ -117,6 +110,38 @@ class Evaluation:
         """
         real = self.real.features() if self.protocol.num_real else None
         return scores(self.protocol, real, self.generated.features())
+
+
+def add_reals(
+    store: FeatureStore,
+    protocol: Protocol,
+    extractor: Extractor,
+    dataset: Clips,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> None:
+    """Store the features of the real clips that are still missing: ``Evaluation.add_real`` without samples.
+
+    Args:
+        store: of the reals, begun with the protocol's ``real_part``.
+        protocol: which clips, and what they must be.
+        extractor: the network that the protocol names.
+        dataset, rank, world_size, device, batch_size, progress: as in ``Evaluation.add_real``.
+
+    Raises:
+        ValueError: the clips are not what the protocol says.
+    """
+    todo = store.pending(rank, world_size)
+    with tqdm(total=len(todo), desc="real clips", unit="clip", disable=not progress or not todo) as bar:
+        for first in range(0, len(todo), batch_size):
+            numbers = todo[first : first + batch_size]
+            video = torch.stack([real_clip(dataset, protocol, n) for n in numbers])  # (B, F, 3, H, W)
+            check_clips(protocol, video)
+            store.add(numbers, clip_features(extractor, video.to(device)))
+            bar.update(len(numbers))
 
 
 def real_clip(dataset: Clips, protocol: Protocol, number: int) -> Tensor:

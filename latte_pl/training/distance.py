@@ -1,14 +1,14 @@
 """The distance between samples and held-out videos as a curve while a run trains."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
 from latte_pl.data.datamodule import VideoDataModule
-from latte_pl.metrics import I3D, EmbeddedVideoDistance, Evaluation, FrechetDistance, FrechetVideoDistance
-from latte_pl.training.evaluation import run_protocol, sample
+from latte_pl.metrics import I3D, EmbeddedVideoDistance, FeatureStore, FrechetDistance, FrechetVideoDistance
+from latte_pl.metrics.evaluation import add_reals
+from latte_pl.training.evaluation import real_folder, real_videos, run_protocol, sample
 from latte_pl.training.module import LatteModule
 
 # metric of each protocol whose reals and labels are taken; everything else is the run's
@@ -63,14 +63,13 @@ class VideoDistance(Callback):
             values |= {"num_real": self.num_clips, "num_generated": self.num_clips}
             extractor, precision = metric.extractor, str(trainer.precision)
             protocol = run_protocol(pl_module, data, PROTOCOLS[name], extractor, precision, **values)
-            folder = Path(trainer.default_root_dir)
-            reals = folder.parent / "real_features" / f"{protocol.dataset}_{protocol.real_hash[:12]}"
-            evaluation = Evaluation(protocol, extractor, folder / "distance" / protocol.hash[:12], reals)
-            evaluation.add_real(data.dataset("val"), trainer.global_rank, trainer.world_size, pl_module.device)
+            store = FeatureStore(real_folder(trainer, protocol), protocol.real_part(), protocol.num_real)
+            rank, world_size, device = trainer.global_rank, trainer.world_size, pl_module.device
+            reals = real_videos(data, "val")
+            add_reals(store, protocol, extractor, reals, rank, world_size, device, progress=trainer.is_global_zero)
             trainer.strategy.barrier()
-            metric.to(pl_module.device)
-            features = torch.from_numpy(evaluation.real.features())
-            metric.add_features(features[trainer.global_rank :: trainer.world_size].to(pl_module.device), real=True)
+            share = torch.from_numpy(store.features())[rank::world_size]  # (N / ranks, 1, D)
+            metric.to(device).add_features(share.to(device), real=True)
             self._protocol = protocol  # seed, labels and sampler are the same in all
 
     def on_train_batch_end(

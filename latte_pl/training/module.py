@@ -241,7 +241,7 @@ class LatteModule(LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then move the average towards the new weights."""
         super().optimizer_step(*args, **kwargs)
-        step = self.global_step  # already counts the step just made
+        step = self.global_step  # steps before this one
         decay = min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - decay)
