@@ -110,6 +110,17 @@ class StepProgressBar(TQDMProgressBar):
         total = self.trainer.max_steps
         return super().total_train_batches if total < 0 else total * self.trainer.accumulate_grad_batches
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar at the step that training starts from."""
+        super().on_train_start(trainer, pl_module)
+        done, total = trainer.global_step * trainer.accumulate_grad_batches, self.total_train_batches
+        self.train_progress_bar.reset(total=None if total == float("inf") else int(total))
+        self.train_progress_bar.initial = self.train_progress_bar.n = done
+        self.train_progress_bar.set_description("Training")
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Keep the bar: the endless stream of clips has no epochs."""
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Show the last logged training loss beside the usual figures."""
         shown = super().get_metrics(trainer, pl_module)

@@ -27,14 +27,18 @@ def main(args: Sequence[str], parser_class: type[LightningArgumentParser]) -> No
     parser.add_argument("--output", type=str, required=True, help="Folder of the cache; one begun before goes on.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, cuda:1, ... or auto.")
     made = parser.instantiate_classes(parser.parse_args(_relevant(args)))
-    data, codec, output, device = made.data, made.model.codec, Path(made.output), made.device
+    data, output, name = made.data, Path(made.output), made.device
     if data.latents is not None:
         raise ValueError(f"data.latents is {data.latents}; leave it out to encode the videos")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        codec = made.model.codec.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name} cannot be used ({str(error).splitlines()[0]})") from error
     dataset = data.open("all", num_frames=1, interval=1)
-    manifest = encode(dataset, codec.to(device), output, data.settings, data.flip, device)
+    manifest = encode(dataset, codec, output, data.settings, data.flip, device)
     frames = sum(video.num_frames for video in manifest.videos)
     views = 2 if manifest.settings["mirrored"] else 1
     print(f"{output}: {len(dataset):,} videos, {frames:,} frames, {views} views, {size_on_disk(output) / 1e9:.2f} GB")

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from latte_pl.data.motion import track
-from latte_pl.data.shapes import BACKGROUNDS, MOTIONS, PALETTE, SHAPES, MovingShapes
+from latte_pl.data.shapes import BACKGROUNDS, DRAWING, MOTIONS, PALETTE, SHAPES, MovingShapes
 
 
 def test_clips_are_pure_functions_of_their_index() -> None:
@@ -127,3 +127,24 @@ def test_reading_past_the_end_is_refused() -> None:
     with pytest.raises(IndexError, match="video 3 of 3"):
         dataset.read(3, 8)
     assert MovingShapes("val", length=32).read(0, 8, 3).shape[0] == 8
+
+
+def test_the_fingerprint_is_that_of_the_parameters():
+    videos = MovingShapes("val", size=(16, 24))
+    assert videos.fingerprint() == MovingShapes("val", size=[16, 24], num_videos=1000).fingerprint()
+    others = [
+        MovingShapes("train", size=(16, 24), num_videos=1000),
+        MovingShapes("val", size=(24, 16)),
+        MovingShapes("val", size=(16, 24), num_videos=999),
+        MovingShapes("val", size=(16, 24), seed=1),
+        MovingShapes("val", size=(16, 24), length=17),
+    ]
+    assert len({other.fingerprint() for other in (videos, *others)}) == 6
+
+
+def test_a_changed_drawing_is_a_changed_version():
+    videos = MovingShapes("val", size=(16, 24))
+    means = torch.stack([videos.read(index, 4, 3).float().mean(dim=(0, 2, 3)) for index in (0, 5, 11)])
+    drawn = [[208.45, 197.53, 203.73], [58.91, 29.27, 29.41], [226.04, 205.29, 189.94]]
+    assert DRAWING == 1  # raise it together with these colours, so that no cache mixes old drawings with new ones
+    torch.testing.assert_close(means, torch.tensor(drawn), rtol=0, atol=0.3)

@@ -17,7 +17,9 @@ class Numbers:
     """Frames whose three channels are video, frame number and view, so that a batch tells where it is from."""
 
     key = "video"
-    class_names = ["even", "odd"]
+
+    def __init__(self) -> None:
+        self.class_names = ["even", "odd"]
 
     def __len__(self) -> int:
         return 7

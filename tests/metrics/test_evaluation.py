@@ -59,6 +59,7 @@ PROTOCOL = Protocol(
     steps=5,
     eta=0,
     guidance=1,
+    guidance_interval=(0, 1000),
     labels="none",
     precision="32",
     seed=0,

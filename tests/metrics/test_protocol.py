@@ -4,7 +4,7 @@ import json
 import pytest
 import yaml
 
-from latte_pl.metrics import METRICS, Protocol, Record, Score, ShapesR3D, table
+from latte_pl.metrics import METRICS, Protocol, Record, Score, ShapesR3D, compare, table, text
 from latte_pl.metrics.extractors import I3D_SHA256
 from latte_pl.metrics.frechet import Interval
 from latte_pl.metrics.protocol import FOLDER, shipped
@@ -25,6 +25,7 @@ OPEN = {
     "steps": 20,
     "eta": 0.0,
     "guidance": 1.0,
+    "guidance_interval": [0, 1000],
     "labels": "cycle",
     "precision": "32",
 }
@@ -54,7 +55,7 @@ def test_the_papers_protocol_is_the_papers():
 
 
 OTHER = {"metrics": ["embedded_kernel_distance"], "resize": "squash", "view": "random", "weights": "raw"}
-OTHER |= {"labels": "uniform"}
+OTHER |= {"labels": "uniform", "guidance_interval": [0, 500]}
 KEYS = [f.name for f in dataclasses.fields(Protocol) if f.name not in ("name", "extractor")]
 
 
@@ -74,7 +75,9 @@ def test_hash_ignores_the_name_and_the_way_numbers_are_written():
 def test_only_the_reals_part_matters_to_the_reals():
     protocol = load("embedded-256-8f")
     assert dataclasses.replace(protocol, steps=7, seed=3).real_part() == protocol.real_part()
+    assert dataclasses.replace(protocol, steps=7, seed=3).real_hash == protocol.real_hash
     assert dataclasses.replace(protocol, interval=2).real_part() != protocol.real_part()
+    assert dataclasses.replace(protocol, interval=2).real_hash != protocol.real_hash
 
 
 def test_contradicting_a_file_changes_the_name():
@@ -96,6 +99,8 @@ def test_contradicting_a_file_changes_the_name():
         ({"metrics": []}, "names no metrics"),
         ({"interval": 0}, "interval must be 1 or more"),
         ({"folds": 1}, "nor folds 1"),
+        ({"guidance_interval": [0]}, "it must be 2 numbers"),
+        ({"guidance_interval": ["low", "high"]}, "must be of type float"),
     ],
 )
 def test_wrong_keys_are_refused(change, message):
@@ -127,7 +132,8 @@ def test_no_value_of_the_embedded_network_is_called_fvd():
 
 def record(model="a", value=1.0, **values):
     scores = {"embedded_video_distance": Score(value, "full", Interval(0.5, 1.5, "8-fold jackknife", 0.95))}
-    return Record.make(model, scores, load("embedded-256-8f", **values), 2.0)
+    scores["embedded_kernel_distance"] = Score(0.25, "smoke")
+    return Record.make(model, scores, load("embedded-256-8f", **values), 2.0, device="cpu")
 
 
 def test_record_round_trip(tmp_path):
@@ -139,6 +145,7 @@ def test_record_round_trip(tmp_path):
     assert data["protocol_hash"] == load("embedded-256-8f").hash
     assert (data["weights"], data["sampler"], data["seed"], data["wall_time_s"]) == ("ema", "heun", 0, 2.0)
     assert data["versions"]["torch"]
+    assert data["about"] == {"device": "cpu"}
     assert data["scores"]["embedded_video_distance"]["interval"]["low"] == 0.5
     assert [p.name for p in path.parent.iterdir()] == ["r.json"]
 
@@ -151,8 +158,8 @@ def test_altered_and_foreign_records_are_refused(tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="was altered"):
         Record.read(path)
-    for text in ("{", "{}", "[]"):
-        path.write_text(text)
+    for content in ("{", "{}", "[]"):
+        path.write_text(content)
         with pytest.raises(ValueError, match="no result record"):
             Record.read(path)
 
@@ -171,3 +178,27 @@ def test_table_shows_values_intervals_and_labels():
     assert frame["embedded_video_distance_low"].tolist() == [0.5, 0.5]
     assert frame["embedded_video_distance_label"].tolist() == ["full", "full"]
     assert set(frame["protocol_hash"]) == {load("embedded-256-8f").hash}
+
+
+def test_text_shows_every_record_under_one_protocol():
+    lines = text([record("first", 1.0), record("second_model", 2.0)]).splitlines()
+    assert lines[0].startswith(f"embedded-256-8f ({load('embedded-256-8f').hash[:12]}): 256 real clips of shapes (val)")
+    assert lines[1] == "ema weights, heun, 20 steps, guidance 1, labels cycle, seed 0, precision 32"
+    assert [line.split() for line in lines[3:6]] == [
+        ["model", "embedded_video_distance", "embedded_kernel_distance"],
+        ["first", "1", "[0.5,", "1.5]", "0.25", "smoke"],
+        ["second_model", "2", "[0.5,", "1.5]", "0.25", "smoke"],
+    ]
+    assert lines[-1].startswith("smoke: fewer clips than features")
+
+
+def test_compare_prints_records_of_one_protocol_alone(tmp_path, capsys):
+    paths = [str(tmp_path / f"{name}.json") for name in "abc"]
+    for path, steps in zip(paths, (20, 20, 50)):
+        record(path, steps=steps).write(path)
+    compare(paths[:2])
+    assert capsys.readouterr().out == text([Record.read(path) for path in paths[:2]]) + "\n"
+    with pytest.raises(ValueError, match=r"can't share a table: steps 20 / 50"):
+        compare(paths)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        compare([str(tmp_path / "none.json")])

@@ -83,9 +83,8 @@ def test_the_record_says_what_was_measured(run, whole, monkeypatch, capsys):
     (path,) = Path("whole").glob("*.json")
     data = json.loads(path.read_text())
     assert (data["weights"], data["sampler"], data["seed"]) == ("ema", "ddim", 3)
-    assert {name: data["protocol"][name] for name in ("interval", "height", "width", "steps", "guidance", "labels")} == {
-        "interval": 3, "height": 16, "width": 24, "steps": 2, "guidance": 2.0, "labels": "cycle"
-    }  # fmt: skip
+    of_the_run = {"interval": 3, "height": 16, "width": 24, "steps": 2, "guidance": 2.0, "labels": "cycle"}
+    assert of_the_run.items() <= {k: v for k, v in data["protocol"].items() if k in of_the_run}.items()
     assert data["protocol"]["fingerprint"] == Shapes(size=(16, 24)).dataset("val").fingerprint()
     assert data["model"] == "runs/tiny/checkpoints/step=0000003.ckpt"
     assert set(data["scores"]) == {"embedded_video_distance", "embedded_kernel_distance"}
@@ -133,10 +132,13 @@ def test_a_killed_test_goes_on_and_samples_nothing_twice(run, monkeypatch):
     done = set(shards("killed")[0])
     assert 2 <= len(done) < 13
     drawn = []
-    sample_ = LatteModule.sample
-    monkeypatch.setattr(
-        LatteModule, "sample", lambda self, n, *rest, **kw: drawn.extend(n) or sample_(self, n, *rest, **kw)
-    )
+    original = LatteModule.sample
+
+    def noted(self, numbers, *rest, **more):
+        drawn.extend(numbers)
+        return original(self, numbers, *rest, **more)
+
+    monkeypatch.setattr(LatteModule, "sample", noted)
     killed = measure("killed", *slow)
     assert sorted(drawn) == sorted(set(range(13)) - done)
     assert shards("killed")[1] == Counter(range(13))
@@ -186,7 +188,7 @@ def test_classes_are_a_function_of_the_sample_number(run):
         (["--protocol=best"], "no protocol 'best'; choose embedded-2048-16f"),
         (["--protocol=files-embedded-8f"], "scores finished videos; use it in latte evaluate"),
         (["--protocol=embedded-256-8f"], "measures clips of 8 frames, the model makes 4; choose --protocol a .yaml"),
-        (["--protocol=paper-fvd2048-16f", "--extractor_path=no/i3d.pt"], r"no file no/i3d\.pt; .*i3d_torchscript\.pt from http"),
+        (["--protocol=paper-fvd2048-16f", "--extractor_path=no/i3d.pt"], r"no file no/i3d\.pt; .*i3d_torchscript\.pt"),
         (["--data.size=[16, 32]"], r"makes videos of \(16, 24\) pixels, the data are of \(16, 32\)"),
         (["--batch_size=0"], "batch_size is 0"),
         (["-c", "trainer/fsdp.yaml", "--trainer.devices=1"], "use --trainer.strategy ddp"),

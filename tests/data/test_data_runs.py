@@ -1,0 +1,250 @@
+"""The command line on every data set, from its own folder layout."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fake_videos
+import pytest
+import torch
+
+from latte_pl.cli import CONFIGS, main
+from latte_pl.data.latents import Manifest
+
+TINY = """
+data:
+  init_args:
+    {size: [16, 24], num_frames: 4, interval: 3, global_batch_size: 4, val_clips: 3, num_workers: 0}
+model:
+  net:
+    class_path: latte_pl.nn.Latte
+    init_args: {hidden_size: 32, depth: 2, num_heads: 2, patch_size: 4, input_size: [16, 24], in_channels: 3,
+                num_frames: 4}
+  diffusion: {class_path: latte_pl.diffusion.GaussianDiffusion}
+  codec: {class_path: latte_pl.codecs.PixelCodec}
+  sampling: {sampler: ddim, steps: 2}
+  lr: 1.0e-3
+trainer: {max_steps: 2, val_check_interval: 2, accelerator: cpu, devices: 1, enable_progress_bar: false}
+samples: {num_samples: 1}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return `latte fit` of a data overlay and a tiny model; it gives the folder of the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def fit(data: str, root: Path, *args: str, name: str = "run") -> Path:
+        main(["fit", "-c", f"data/{data}.yaml", "-c", "tiny.yaml", "--data.root", str(root), "--name", name, *args])
+        return tmp_path / "runs" / name
+
+    return fit
+
+
+def checkpoint(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints" / "step=0000002.ckpt", weights_only=True)
+
+
+def classes(root: Path) -> Path:
+    fake_videos.write_xvid(root / "run" / "a.avi", 12, seed=1)
+    fake_videos.write_video(root / "run" / "b.mp4", 24, codec="libx264", b_frames=2, seed=2)
+    fake_videos.write_frames(root / "jump" / "c", 15, "{}.png", seed=3)
+    return root
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
+    "ucf101": ("ucf101", fake_videos.ucf101, ["--model.net.num_classes=3"]),
+    "ucf101 fold 2": (
+        "ucf101",
+        fake_videos.ucf101,
+        ["--model.net.num_classes=3", "--data.split=train", "--data.fold=2", "--data.sampling=classes"],
+    ),
+    "faceforensics videos": ("faceforensics", fake_videos.faceforensics, []),
+    "faceforensics flat frames": ("faceforensics", lambda r: fake_videos.faceforensics(r, True, False), []),
+    "skytimelapse": ("skytimelapse", fake_videos.skytimelapse, ["--data.sampling=clips"]),
+    "taichi frames": ("taichi", fake_videos.taichi, []),
+    "taichi videos": ("taichi", lambda r: fake_videos.taichi(r, False), []),
+    "folder": ("folder", lambda r: fake_videos.faceforensics(r, False, False), []),
+    "folder of classes": (
+        "folder",
+        classes,
+        ["--model.net.conditioning=class", "--model.net.num_classes=2", "--data.num_images=2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fit(name: str, run: Callable[..., Path], tmp_path: Path) -> None:
+    data, make, args = LAYOUTS[name]
+    state = checkpoint(run(data, make(tmp_path / "videos"), *args))
+    assert state["global_step"] == 2
+    assert len(state["class_names"]) == {"ucf101": 3, "folder of classes": 2}.get(name.removesuffix(" fold 2"), 0)
+    final = state["state_dict"]["net.final_layer.linear.weight"]
+    assert final.isfinite().all()
+    assert final.abs().max() > 0, "it was trained: the layer starts at zero"
+
+
+def test_fit_on_real_clips(run: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    kinds = ("bikes.mp4", "carphone_pristine.mp4", "demo.avi", "demo.webm", "demo.wmv")
+    found = [path for path in fake_videos.real_clips() if path.name in kinds]
+    assert len(found) >= 4
+    for path in found:
+        (tmp_path / "videos" / path.name).symlink_to(path)
+    state = checkpoint(run("folder", tmp_path / "videos", "--data.num_workers=1"))
+    assert state["state_dict"]["net.final_layer.linear.weight"].abs().max() > 0
+
+
+def test_unusable_files_are_named_and_training_goes_on(
+    run: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = fake_videos.taichi(tmp_path / "videos", False)
+    (root / "train" / "page.mp4").write_text("<html>")
+    assert checkpoint(run("taichi", root))["global_step"] == 2
+    assert "1 of 4 videos" in caplog.text
+    assert "train/page.mp4: not a readable video" in caplog.text
+
+
+def test_two_devices_index_once_and_train_as_one(run: Callable[..., Path], tmp_path: Path) -> None:
+    root = fake_videos.ucf101(tmp_path / "videos", per_class=2, num_frames=16)
+    (root / "UCF-101" / "Archery" / "v_Archery_g09_c01.avi").write_bytes(b"")
+    args = ["--model.net.num_classes=3", "--data.num_workers=1", "--data.num_images=1"]
+    command = [sys.executable, "-m", "latte_pl", "fit", "-c", "data/ucf101.yaml", "-c", "tiny.yaml", "--name=two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    two = subprocess.run(
+        [*command, f"--data.root={root}", *args, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert two.returncode == 0, two.stderr
+    assert two.stderr.count("videos: 100%") == 1, "one process builds the index"
+    assert two.stderr.count("v_Archery_g09_c01.avi: zero bytes") == 1
+    left, right = (checkpoint(folder)["state_dict"] for folder in (tmp_path / "runs/two", run("ucf101", root, *args)))
+    for name, value in left.items():
+        # AdamW's first steps divide small gradients by their own size, so rounding shows more than elsewhere
+        torch.testing.assert_close(right[name], value, rtol=2e-3, atol=2e-4)
+
+
+def message(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("latte: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "make", "args", "seen"),
+    [
+        ("taichi", fake_videos.taichi, ["--model.net.conditioning=class", "--model.net.num_classes=3"], "0 classes"),
+        ("ucf101", fake_videos.ucf101, [], "num_classes is 101 and the data have 3 classes"),
+        ("ucf101", lambda r: r, ["--model.net.num_classes=3"], "videos does not exist; set the path of the data"),
+        ("taichi", fake_videos.taichi, ["--data.sampling=classes"], "no classes to balance"),
+        ("taichi", fake_videos.taichi, ["--data.sampling=frames"], "sampling"),
+        ("taichi", fake_videos.taichi, ["--data.fold=1"], "fold"),
+        ("taichi", fake_videos.taichi, ["--data.num_frames=9"], "3 x too short"),
+        ("taichi", fake_videos.taichi, ["--data.latents=nowhere"], "nowhere holds no latents"),
+    ],
+)
+def test_a_mistake_ends_with_one_line(
+    data: str,
+    make: Callable[[Path], Path],
+    args: list[str],
+    seen: str,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(data, make(tmp_path / "videos"), *args)
+    assert ended.value.code == 2
+    assert seen in message(capsys)
+
+
+def encode(root: Path, *args: str) -> None:
+    main(["encode", "-c", "data/ucf101.yaml", "-c", "tiny.yaml", "--data.root", str(root), "--output", "cache", *args])
+
+
+@pytest.mark.parametrize("num_images", [0, 2])
+def test_training_from_latents_is_training_from_videos(
+    num_images: int, run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fake_videos.ucf101(tmp_path / "videos", per_class=2, num_frames=16)
+    args = ["--model.net.num_classes=3", "--data.split=train", f"--data.num_images={num_images}"]
+    left = checkpoint(run("ucf101", root, *args, name="videos"))
+    encode(root, "--data.split=train")
+    assert "6 videos, 96 frames, 2 views" in capsys.readouterr().out
+    shutil.rmtree(root)
+    right = checkpoint(run("ucf101", root, *args, "--data.latents=cache", name="latents"))
+    assert left["class_names"] == right["class_names"]
+    for name, value in left["state_dict"].items():
+        torch.testing.assert_close(right["state_dict"][name], value, rtol=0, atol=4e-4)
+    final = left["state_dict"]["net.final_layer.linear.weight"]
+    other = checkpoint(run("ucf101", root, *args, "--data.latents=cache", "--seed_everything=1", name="other"))
+    assert (other["state_dict"]["net.final_layer.linear.weight"] - final).abs().max() > 1e-3, (
+        "as unlike as another seed"
+    )
+
+
+def test_latents_of_other_settings_are_refused(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fake_videos.ucf101(tmp_path / "videos", per_class=2, num_frames=12)
+    encode(root)
+    cases = {
+        "--data.size=[32, 24]": "encoded with size = [16, 24], this run has [32, 24]",
+        "--data.fold=2": "encoded with fold = 1, this run has 2",
+        "--model.codec=latte_pl.codecs.KLCodec": "encoded with scale = 1.0, this run has",
+    }
+    for change, seen in cases.items():
+        args = ["--model.net.num_classes=3", "--data.latents=cache", change]
+        if "codec" in change:
+            args += ["--model.net.in_channels=4"]
+        with pytest.raises(SystemExit):
+            run("ucf101", root, *args)
+        assert seen in message(capsys)
+
+
+def test_encode_goes_on_and_refuses_other_settings(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fake_videos.ucf101(tmp_path / "videos", ("Archery",), 2, 12)
+    encode(root)
+    before = Manifest.read(tmp_path / "cache")
+    encode(root)
+    assert Manifest.read(tmp_path / "cache") == before
+    for args, seen in (
+        (["--data.size=32"], "encoded with size = [16, 24], this run has [32, 32]"),
+        (["--data.flip=false"], "encoded with mirrored = True, this run has False"),
+        (["--data.latents=cache"], "data.latents is cache; leave it out"),
+        (["--device=tpu3"], "device"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            encode(root, *args)
+        assert seen in message(capsys)
+
+
+@pytest.mark.parametrize(("files", "code", "seen"), [(0, 0, "every video can be used"), (1, 1, "zero bytes")])
+def test_data_check(files: int, code: int, seen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = fake_videos.ucf101(tmp_path / "videos", ("Archery", "Biking"), 2, 12)
+    for number in range(files):
+        (root / "UCF-101" / "Biking" / f"v_Biking_g09_c{number:02}.avi").write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", "ucf101", str(root), "--num_frames", "4"])
+    assert ended.value.code == code
+    assert seen in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["folder", "ucf101", "faceforensics", "skytimelapse", "taichi"])
+def test_shipped_configurations_compose_with_the_paper_s_model(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (CONFIGS / "data" / f"{name}.yaml").read_text()
+    assert all(word in text for word in ("# Source: ", "# Licence: ", "# Layout: ", f"latte fit -c data/{name}.yaml"))
+    main(["info", "-c", f"data/{name}.yaml", "-c", "model/s.yaml"])
+    assert "spatial attention" in capsys.readouterr().out
