@@ -1,4 +1,4 @@
-"""The command line: `latte fit | validate | predict | test | evaluate | compare | encode | data check | info | export`."""
+"""The command line: `latte fit | validate | predict | test | evaluate | compare | encode | data check | ...`."""
 
 import json
 import logging

@@ -13,6 +13,7 @@ import torch
 
 from latte_pl.cli import CONFIGS, main
 from latte_pl.data.latents import Manifest
+from latte_pl.metrics import Record
 
 TINY = """
 data:
@@ -31,6 +32,21 @@ trainer: {max_steps: 2, val_check_interval: 2, accelerator: cpu, devices: 1, ena
 samples: {num_samples: 1}
 """
 
+PROTOCOL = """
+metrics: [embedded_video_distance]
+split: val
+num_frames: 4
+view: random
+num_real: 6
+real_seed: 0
+extractor: shapes_r3d
+num_generated: 6
+generated_interval: 1
+weights: ema
+seed: 0
+folds: 2
+"""
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
@@ -38,6 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "few.yaml").write_text(PROTOCOL)
 
     def fit(data: str, root: Path, *args: str, name: str = "run") -> Path:
         main(["fit", "-c", f"data/{data}.yaml", "-c", "tiny.yaml", "--data.root", str(root), "--name", name, *args])
@@ -79,14 +96,19 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path], Path], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_fit(name: str, run: Callable[..., Path], tmp_path: Path) -> None:
+def test_fit_and_test(name: str, run: Callable[..., Path], tmp_path: Path) -> None:
     data, make, args = LAYOUTS[name]
-    state = checkpoint(run(data, make(tmp_path / "videos"), *args))
+    folder = run(data, make(tmp_path / "videos"), *args)
+    state = checkpoint(folder)
     assert state["global_step"] == 2
     assert len(state["class_names"]) == {"ucf101": 3, "folder of classes": 2}.get(name.removesuffix(" fold 2"), 0)
     final = state["state_dict"]["net.final_layer.linear.weight"]
     assert final.isfinite().all()
     assert final.abs().max() > 0, "it was trained: the layer starts at zero"
+    main(["test", "--ckpt_path", str(folder), "--protocol=few.yaml", "--trainer.enable_progress_bar=false"])
+    (record,) = (Record.read(path) for path in (folder / "test").glob("*.json"))
+    assert record.scores["embedded_video_distance"].value > 0
+    assert record.protocol.dataset.startswith(state["config"]["data"]["class_path"].split(".")[-1])
 
 
 def test_fit_on_real_clips(run: Callable[..., Path], tmp_path: Path) -> None:

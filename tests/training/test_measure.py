@@ -33,6 +33,15 @@ folds: 4
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As in the processes that are started: a matrix product may depend on the number of threads in its last bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A folder with a run of three steps, runs/tiny, and a protocol, few.yaml."""
@@ -104,6 +113,15 @@ def test_no_batch_size_changes_a_bit(run, whole, monkeypatch):
         again = measure(f"by{batch_size}", f"--batch_size={batch_size}")
         assert again.scores == whole[0].scores
         assert all(torch.equal(row, whole[1][number]) for number, row in shards(f"by{batch_size}")[0].items())
+
+
+def test_a_released_file_has_the_value_of_its_checkpoint(run, whole, monkeypatch):
+    monkeypatch.chdir(run)
+    cli.main(["export", "runs/tiny", "released.safetensors"])
+    released = measure("released", "--ckpt_path=released.safetensors")
+    assert released.model == "released.safetensors"
+    assert released.scores == whole[0].scores
+    assert released.about["model_sha256"] == whole[0].about["model_sha256"]
 
 
 def test_two_processes_give_the_value_of_one(run, whole):
