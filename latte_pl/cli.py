@@ -33,7 +33,13 @@ CONFIGS = Path(__file__).parent / "configs"
 # commands that need neither a trainer nor a model
 COMMANDS: dict[str, Callable[..., Any]] = {"export": weights.export, "evaluate": evaluate, "compare": compare}
 # settings that may differ when a run goes on: they change what is shown or how fast, not what is trained
-FREE = ("model.sampling", "model.compile", "data.init_args.num_workers", "data.init_args.val_clips")
+FREE = (
+    "model.sampling",
+    "model.compile",
+    "data.init_args.num_workers",
+    "data.init_args.val_clips",
+    "data.init_args.cache_dir",
+)
 
 
 class Parser(LightningArgumentParser):

@@ -83,9 +83,11 @@ class VideoFiles(VideoDataModule):
             return self.open(wanted, self.num_frames, self.interval)
         return CachedLatents(self.latents, wanted, self.num_frames, self.interval, self.flip, self.settings)
 
-    def dataset(self, split: Split) -> VideoFolder | CachedLatents:  # type: ignore[override]
+    def dataset(self, split: Split) -> VideoFolder | CachedLatents:
         """Return one split, opened at most once; training on everything, both are one."""
-        return super().dataset("train" if self.split == "all" else split)
+        found = super().dataset("train" if self.split == "all" else split)
+        assert isinstance(found, VideoFolder | CachedLatents)
+        return found
 
     def prepare_data(self) -> None:
         """Open both splits on one process per node first, so that no other one has to index the files."""
