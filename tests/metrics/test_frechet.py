@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import scipy.linalg
+import torch
+from cdfvd.third_party.i3d.utils import frechet_distance as cd_fvd_frechet
 from cleanfid.fid import frechet_distance as cleanfid_frechet
 from cleanfid.fid import kernel_distance as cleanfid_kernel
 
@@ -42,6 +44,14 @@ def test_agrees_with_sqrtm_and_clean_fid(rows1, rows2, size, rank):
     assert value == pytest.approx(cleanfid_frechet(mean1, cov1, mean2, cov2), rel=1e-6)
     assert value == pytest.approx(frechet_distance(mean1, cov1, mean2, cov2), rel=1e-9)
     assert value == pytest.approx(frechet_distance(mean1, cov1, mean2, cov2, (rows1, rows2)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("rows1", "rows2", "size", "rank"), CASES[:4])
+def test_agrees_with_cd_fvd(rows1, rows2, size, rank):
+    rng = np.random.default_rng(1)
+    real, fake = correlated(rng, rows1, size, 3.0, rank), correlated(rng, rows2, size, 2.5, rank)
+    reference = float(cd_fvd_frechet(torch.from_numpy(real), torch.from_numpy(fake)))
+    assert frechet_from_features(real, fake) == pytest.approx(reference, rel=1e-6)
 
 
 def test_moments_are_numpys():
