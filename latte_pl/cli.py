@@ -123,7 +123,7 @@ class LatteCLI(LightningCLI):
             for_training = (Curves, SampleVideos, Checkpoints)
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, for_training)]  # type: ignore[attr-defined]
             return trainer
-        resume = config.ckpt_path
+        resume = str(weights.find(config.ckpt_path)) if config.ckpt_path else None
         done = checkpoints(folder / "checkpoints")
         if resume is None and done:
             resume = str(done[-1])
@@ -198,8 +198,10 @@ def expand(args: Sequence[str]) -> list[str]:
             arg = find_config(arg)
         elif name in ("-c", "--config") and value:
             arg = f"{name}={find_config(value)}"
-        elif before == "--ckpt_path" or (name == "--ckpt_path" and value):
-            ckpt = value or arg
+        elif before == "--ckpt_path":
+            ckpt = arg  # whole: the name of a checkpoint has an equals sign of its own
+        elif name == "--ckpt_path" and value:
+            ckpt = value
         out.append(arg)
     if ckpt is None or command not in LatteCLI.subcommands():
         return [command, *out]

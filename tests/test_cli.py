@@ -77,6 +77,15 @@ def test_the_same_command_after_the_end_changes_nothing(trained, monkeypatch):
     assert checkpoint.read_bytes() == before
 
 
+@pytest.mark.parametrize("start", ["", "checkpoints/step=0000006.ckpt"])
+def test_a_run_can_start_from_another(trained, start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = trained / start
+    config = ["-c", str(trained.parent.parent / "tiny.yaml"), "--model.lr_schedule=cosine"]
+    cli.main(["fit", *config, "--ckpt_path", str(start), "--name=on", "--trainer.max_steps=8"])
+    assert [path.name for path in (tmp_path / "runs/on/checkpoints").iterdir()] == ["step=0000008.ckpt"]
+
+
 def test_predict_writes_files_of_the_classes_asked_for(trained, tmp_path, capsys):
     args = ["--ckpt_path", str(trained), "--output", str(tmp_path / "out"), "--trainer.accelerator=cpu"]
     cli.main(["predict", *args, "--num_samples=3", "--labels=[up, 2]", "--batch_size=2"])

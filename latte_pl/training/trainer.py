@@ -98,6 +98,8 @@ class LatteTrainer(Trainer):
         """
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
+        if num_samples < self.world_size:
+            raise ValueError(f"{self.world_size} devices for {num_samples} samples; take as many devices at most")
         trained = _trained(ckpt_path, "predict")
         trained.load_into(model)
         classes = _classes(labels, trained.class_names, model)
