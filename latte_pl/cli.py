@@ -51,7 +51,7 @@ class Parser(LightningArgumentParser):
         lines = [line.strip() for line in str(message).splitlines()]
         text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "").replace("NoneType", "none")
-        fail(f"{text} (the settings: latte {self.prog.split()[-1]} --help)" if "not accepted" in text else text)
+        fail(f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -110,6 +110,8 @@ class LatteCLI(LightningCLI):
         """Build the trainer of a named run."""
         config = self.config[self.subcommand]
         root = Path(config.trainer.default_root_dir or "runs")
+        if not config.name or Path(config.name).is_absolute() or ".." in Path(config.name).parts:
+            raise ValueError(f"name is {config.name!r}; it must name a folder inside {root}")
         folder = root / config.name
         kwargs["default_root_dir"] = str(folder)
         if self.subcommand != "fit":
@@ -123,11 +125,7 @@ class LatteCLI(LightningCLI):
             for_training = (Curves, SampleVideos, Checkpoints)
             trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, for_training)]  # type: ignore[attr-defined]
             return trainer
-        resume = str(weights.find(config.ckpt_path)) if config.ckpt_path else None
-        done = checkpoints(folder / "checkpoints")
-        if resume is None and done:
-            resume = str(done[-1])
-            refuse_changes(folder, plain(self._parser("fit"), config))
+        resume = resume_from(folder, config.ckpt_path, plain(self._parser("fit"), config))
         self.config_init[self.subcommand]["ckpt_path"] = resume
         if self.config_init[self.subcommand].trainer.logger is None:
             # points logged after the checkpoint belong to steps that are made again
@@ -154,6 +152,30 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         return {prefix: config}
     return {k: v for name, part in config.items() for k, v in flat(part, f"{prefix}.{name}".lstrip(".")).items()}
+
+
+def resume_from(folder: Path, ckpt_path: str | None, config: dict[str, Any]) -> str | None:
+    """Return the checkpoint that training goes on from: the run's own newest, else the one asked for, else none.
+
+    Raises:
+        ValueError: When the checkpoint cannot be gone on from, or the run is another one's.
+    """
+    start, done = weights.find(ckpt_path) if ckpt_path else None, checkpoints(folder / "checkpoints")
+    if start is not None and start.suffix == ".safetensors":
+        raise ValueError(f"{start} holds weights alone, no optimizer to go on with; give a run's folder or checkpoint")
+    if start is not None and start.resolve() in [path.resolve() for path in done[:-1]]:
+        raise ValueError(f"{folder} has gone on to {done[-1].name}; branch off from {start.name} under another --name")
+    if done:
+        refuse_changes(folder, config)
+        return str(done[-1])
+    if start is not None:
+        sizes = [c["data"]["init_args"]["global_batch_size"] for c in (weights.read(start).config, config)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{start} was trained with data.global_batch_size {sizes[0]}, this run has {sizes[1]}; steps would no "
+                "longer count the same clips"
+            )
+    return str(start) if start else None
 
 
 def refuse_changes(folder: Path, config: dict[str, Any]) -> None:
@@ -268,7 +290,7 @@ def main(args: Sequence[str] | None = None) -> None:
             },
             args=expand(args) if args else ["--help"],
         )
-    except (ValueError, FileNotFoundError, MisconfigurationException) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LATTE_TRACEBACK"):
             raise
         fail(" ".join(str(error).split()))

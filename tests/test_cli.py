@@ -1,6 +1,7 @@
 """What a user sees: every shipped configuration is a model, and every mistake is one line."""
 
 import re
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors import safe_open
 import latte_pl
 from latte_pl import cli
 from latte_pl.training import load
+from latte_pl.training.weights import find
 
 sys.path.insert(0, str(Path(__file__).parent / "training"))
 from runs import curve, write_config
@@ -111,6 +113,38 @@ def test_explicit_values_win_over_those_of_the_checkpoint(trained, tmp_path):
     assert (out / "contact_sheet.png").read_bytes() == pictures[2.0]
 
 
+def test_another_accumulation_goes_on_with_the_same_clips(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ["fit", "-c", str(trained.parent.parent / "tiny.yaml"), "--name=two"]
+    cli.main([*config, "--trainer.max_steps=3"])
+    cli.main([*config, "--trainer.max_steps=6", "--trainer.accumulate_grad_batches=2"])
+    two = load("runs/two").state_dict()
+    for name, value in load(trained).state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-4)
+
+
+def test_a_truncated_checkpoint_is_passed_over(trained, tmp_path):
+    folder = tmp_path / "run/checkpoints"
+    shutil.copytree(trained / "checkpoints", folder)
+    whole = (folder / "step=0000006.ckpt").read_bytes()
+    (folder / "step=0000007.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert find(tmp_path / "run").name == "step=0000006.ckpt"
+
+
+@pytest.mark.parametrize(("value", "moves"), [(0.0, True), (1e-12, False)])
+def test_clipping_acts_from_its_step_on(trained, value, moves, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ["fit", "-c", str(trained.parent.parent / "tiny.yaml"), f"--trainer.gradient_clip_val={value}"]
+    moments = []
+    for first in (0, 1):
+        cli.main([*config, "--trainer.max_steps=1", f"--model.clip_from_step={first}", f"--name=from{first}"])
+        checkpoint = torch.load(f"runs/from{first}/checkpoints/step=0000001.ckpt", weights_only=True)
+        states = checkpoint["optimizer_states"][0]["state"].values()
+        moments.append(max(float(state["exp_avg"].abs().max()) for state in states))
+    assert (moments[0] > 1e-6) is moves
+    assert moments[1] > 1e-6
+
+
 def test_exported_weights_are_the_average_and_carry_their_configuration(trained, tmp_path):
     path = tmp_path / "weights.safetensors"
     cli.main(["export", str(trained), str(path), "--dtype=float16"])
@@ -139,6 +173,27 @@ def test_info_counts_without_memory(capsys):
 
 
 MISTAKES = {
+    "cosine without an end": (
+        [
+            "fit",
+            "-c",
+            "tiny.yaml",
+            "--model.lr_schedule=cosine",
+            "--trainer.max_steps=-1",
+            "--trainer.max_time=00:00:00:01",
+        ],
+        r"set trainer.max_steps",
+    ),
+    "another number of frames than the data's": (["fit", "-c", "tiny.yaml", "--data.num_frames=3"], r"num_frames to 3"),
+    "guidance without classes": (["fit", "-c", "tiny.yaml", "--model.net.conditioning=none"], r"guidance to 1"),
+    "half precision throughout": (["fit", "-c", "tiny.yaml", "--trainer.precision=bf16-true"], r"bf16-mixed"),
+    "weights alone to go on from": (["fit", "-c", "tiny.yaml", "--ckpt_path=w.safetensors"], r"no optimizer"),
+    "another batch to go on with": (
+        ["fit", "-c", "tiny.yaml", "--ckpt_path=runs/six", "--name=on", "--data.global_batch_size=8"],
+        r"global_batch_size 4, this run has 8",
+    ),
+    "a name outside": (["fit", "-c", "tiny.yaml", "--name=../up"], r"inside runs"),
+    "a place that cannot be written": (["export", "runs/six", "wrong.yaml/w.safetensors"], r"wrong.yaml"),
     "a wrong key": (["fit", "-c", "tiny.yaml", "--model.net.hiden_size=3"], r"hiden_size"),
     "a wrong key in a file": (["fit", "-c", "tiny.yaml", "-c", "wrong.yaml"], r"colour"),
     "an unknown variant": (["fit", "-c", "tiny.yaml", "--model.net.variant=late"], r"late_fusion.*late"),
@@ -163,7 +218,7 @@ MISTAKES = {
     "a clip longer than its video": (["fit", "-c", "tiny.yaml", "--data.interval=9"], r"28 source frames"),
     "no checkpoint given": (["predict", "-c", "tiny.yaml"], r"--ckpt_path"),
     "no such checkpoint": (["predict", "--ckpt_path=nowhere.ckpt"], r"no checkpoint at nowhere.ckpt"),
-    "a checkpoint that is none": (["predict", "--ckpt_path=wrong.yaml"], r"wrong.yaml is not a checkpoint"),
+    "a checkpoint that is none": (["predict", "--ckpt_path=wrong.yaml"], r"wrong.yaml is not a whole checkpoint"),
     "a label outside the classes": (
         ["predict", "--ckpt_path=runs/six", "--labels=[9]"],
         r"label '9' is not one of left",
@@ -184,6 +239,8 @@ MISTAKES = {
 def test_a_mistake_ends_with_one_line(mistake, trained, capsys, monkeypatch):
     monkeypatch.chdir(trained.parent.parent)
     Path("wrong.yaml").write_text("model: {colour: red}\n")
+    if not Path("w.safetensors").exists():
+        cli.main(["export", "runs/six", "w.safetensors"])
     args, said = MISTAKES[mistake]
     line = refused(capsys, *args)
     assert line.startswith("latte: error: ")

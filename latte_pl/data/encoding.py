@@ -84,7 +84,7 @@ def encode(
         for shard, numbers in members.items():
             path = folder / shard_name(shard)
             if not _take(locks.fileno(), shard):  # another process is at it
-                bar.total -= sum(plan.videos[n].num_frames for n in numbers)
+                bar.total = (bar.total or 0) - sum(plan.videos[n].num_frames for n in numbers)
                 continue
             whole = checksum(path) if path.exists() else None
             if whole is None:

@@ -133,6 +133,11 @@ class StepProgressBar(TQDMProgressBar):
 class FitReport(Callback):
     """Says at the end of training where everything is."""
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say that an interrupted run can go on."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            print(f"\ninterrupted at step {trainer.global_step}; the same command goes on from the newest checkpoint")
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the folder's contents and the command that shows the curves."""
         if trainer.is_global_zero:  # trainer.log_dir is a collective call, not to be made on one rank alone

@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer says "unexpected pos" when the disk is full
+            raise OSError(f"cannot write {path}: {error}; is the disk full? The older checkpoints are whole") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -39,9 +42,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the whole checkpoints of a folder, the oldest step first."""
+    """Return the whole checkpoints of a folder, the oldest step first; a truncated one is passed over."""
     found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(found) if zipfile.is_zipfile(path)]
 
 
 class Checkpoints(Callback):
@@ -70,11 +73,16 @@ class Checkpoints(Callback):
         if trainer.global_step % self.every_n_steps == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
             self._save(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take back the batch that is ready but not trained on, or validation would come a batch early ever after."""
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count batches anew from the optimizer steps.
+
+        The saved counts include a batch that was ready but not trained on, may end inside an accumulated step, and are
+        of the accumulation of then.
+        """
+        batches = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
-            counts["ready"] = counts["completed"]
+            counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step."""

@@ -103,6 +103,13 @@ class LatteModule(LightningModule):
             )
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"model.ema_decay is {ema_decay}; it must lie in [0, 1)")
+        if warmup_steps < 0:
+            raise ValueError(f"model.warmup_steps is {warmup_steps}; it must be at least 0")
+        if net.conditioning == "none" and sampling.guidance != 1.0:
+            raise ValueError(
+                f"model.sampling.guidance is {sampling.guidance} and the model is unconditional; "
+                "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class"
+            )
         if lr <= 0.0:
             raise ValueError(f"model.lr is {lr}; it must be positive")
         self.net = net
@@ -133,6 +140,11 @@ class LatteModule(LightningModule):
         Raises:
             ValueError: When the two disagree, naming both values and the setting to change.
         """
+        if stage == "fit" and self.trainer.precision in ("bf16-true", "16-true", "64-true"):
+            raise ValueError(
+                f"trainer.precision is {self.trainer.precision}; train with 32-true, bf16-mixed or 16-mixed "
+                "(a moving average in half precision would stand still)"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule) or stage == "predict":
             return
@@ -143,6 +155,11 @@ class LatteModule(LightningModule):
             raise ValueError(
                 f"model.net.input_size is {tuple(self.net.input_size)} and the data give latents of {latent}; "
                 f"set model.net.init_args.input_size to [{latent[0]}, {latent[1]}]"
+            )
+        if data.num_frames != self.net.num_frames:
+            raise ValueError(
+                f"model.net.num_frames is {self.net.num_frames} and the clips have {data.num_frames} frames; "
+                f"set model.net.init_args.num_frames to {data.num_frames}"
             )
         if self.net.conditioning == "class" and self.net.num_classes != len(data.class_names):
             raise ValueError(
@@ -158,7 +175,8 @@ class LatteModule(LightningModule):
             for module in (self.net, self.ema):
                 for block in module.blocks:
                     fully_shard(block, mesh=mesh)
-                fully_shard(module, mesh=mesh)
+                # the root would stay gathered after a forward pass without backward, as the average's always is
+                fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if self.compile_blocks:
             self.net.compile_blocks()
 
@@ -170,7 +188,9 @@ class LatteModule(LightningModule):
         optimizer = torch.optim.AdamW(
             parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
         )
-        total = max(self.trainer.max_steps, 1)
+        total = self.trainer.max_steps
+        if self.lr_schedule == "cosine" and total < 1:
+            raise ValueError("model.lr_schedule cosine needs its last step; set trainer.max_steps")
 
         def factor(step: int) -> float:
             if step < self.warmup_steps:
@@ -228,7 +248,7 @@ class LatteModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip from the configured step on."""
-        if gradient_clip_val is None or self.global_step < self.clip_from_step:
+        if not gradient_clip_val or self.global_step < self.clip_from_step:
             return
         if self.trainer.precision == "16-mixed":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

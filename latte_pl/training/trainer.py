@@ -24,7 +24,7 @@ class SampleFiles(Callback):
         folder: Where to.
         data: Knows the frame rate, and what can be measured on samples.
         names: File name of each sample, without ending.
-        labels: Class of each sample.
+        labels: Class of each sample; empty for an unconditional model.
     """
 
     def __init__(self, folder: Path, data: VideoDataModule, names: list[str], labels: list[int]) -> None:
@@ -54,7 +54,7 @@ class SampleFiles(Callback):
         (self.folder / "contact_sheet.gif").write_bytes(gif_bytes(contact_sheet(videos), self.fps))
         shown = [name.partition("_")[2] or name for name in self.names[:16]]
         save_png(film_strip(videos[:16], shown), self.folder / "contact_sheet.png")
-        verdict = self.data.judge(videos, self.labels)
+        verdict = self.data.judge(videos, self.labels) if self.labels else None
         print(f"\n{verdict}" if verdict else "")
         print(f"{len(videos)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
 
@@ -94,7 +94,7 @@ class LatteTrainer(Trainer):
             num_samples: How many videos.
             labels: Classes to cycle through, by name or number; all of them by default.
             batch_size: Videos sampled at once on each device.
-            output: Folder for the files; default `predict` in the run's folder, or beside the working folder.
+            output: Folder for the files; default `predict` in the run's folder.
         """
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
@@ -110,7 +110,7 @@ class LatteTrainer(Trainer):
             names = [f"{name}_{shown[label]}" for name, label in zip(names, chosen)]
         items: Any = [{"number": n, "label": label} for n, label in enumerate(chosen)]
         folder = Path(output) if output else Path(self.default_root_dir) / "predict"
-        self.callbacks.append(SampleFiles(folder, datamodule, names, chosen))  # type: ignore[attr-defined]
+        self.callbacks.append(SampleFiles(folder, datamodule, names, chosen if classes else []))  # type: ignore[attr-defined]
         share = items[self.global_rank :: self.world_size]
         super().predict(model, DataLoader(share, batch_size=batch_size), return_predictions=False)
 
@@ -163,8 +163,8 @@ def _classes(labels: list[str | int] | None, names: list[str], model: LatteModul
         return []
     if not labels:
         return list(range(model.net.num_classes))
-    known = {name: number for number, name in enumerate(names)}
-    known |= {str(number): number for number in range(model.net.num_classes)}
+    known = {str(number): number for number in range(model.net.num_classes)}
+    known |= {name: number for number, name in enumerate(names)}  # classes may be named by other numbers
     wanted = [str(label) for label in labels]
     for label in wanted:
         if label not in known:

@@ -102,7 +102,10 @@ def read(path: str | Path) -> Weights:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state, config = checkpoint["state_dict"], checkpoint["config"]
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
-        raise ValueError(f"{path} is not a checkpoint of a latte run ({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is not a whole checkpoint of a latte run ({type(error).__name__}); checkpoints of the official "
+            "code load with latte_pl.interop.load_official"
+        ) from error
     raw = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
     ema = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
     return Weights(ema, raw, config, checkpoint["class_names"], checkpoint["global_step"])
