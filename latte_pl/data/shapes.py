@@ -15,7 +15,7 @@ from latte_pl.streams import numpy_stream
 Split = Literal["train", "val"]
 Array = NDArray[np.floating[Any]]
 
-DRAWING = 1  # version of the drawing code: raised whenever a pixel changes, and with it every fingerprint
+DRAWING = 2  # version of the drawing code: raised whenever a pixel changes, and with it every fingerprint
 MOTIONS = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "grow", "shrink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 BACKGROUNDS = ("plain", "gradient", "texture")
@@ -54,7 +54,7 @@ class MovingShapes:
     """Videos of one shape on a still background; the class is how the shape moves (a ``VideoDataset``).
 
     A video is a function of time that ends after ``length`` source frames: a translation crosses about half of the
-    picture, an orbit makes one turn, a size changes by a factor of about three. A clip is ``num_frames`` of them,
+    picture, an orbit makes one turn from near its top, a size changes by a factor of about three. A clip is ``num_frames`` of them,
     ``interval`` apart; 16 frames at interval 1 and 8 frames at interval 2 both show the whole motion. Shape, colour,
     background, place and speed are drawn from the stream of (seed, split, index), so a clip is a pure function of
     (split, index, num_frames, interval), to one grey level across platforms (the last bit of sine and cosine).
@@ -182,7 +182,9 @@ class MovingShapes:
         elif motion in ("up", "down"):
             dy = height * (0.45 + 0.12 * reach) * (times if motion == "down" else -times)
         elif motion in ("clockwise", "counter-clockwise"):
-            angle = 2 * math.pi * (turn + (times if motion == "clockwise" else -times))  # y points down
+            # y points down; a start anywhere on the circle would leave few clues to the sense of the turn under noise
+            start = -0.25 + 0.2 * (turn - 0.5)
+            angle = 2 * math.pi * (start + (times if motion == "clockwise" else -times))
             dx, dy = side * (0.2 + 0.06 * reach) * np.stack([np.cos(angle), np.sin(angle)])
         else:
             small, big = 0.1 + 0.02 * size, 0.3 + 0.06 * reach
