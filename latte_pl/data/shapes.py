@@ -55,9 +55,10 @@ class MovingShapes:
 
     A video is a function of time that ends after ``length`` source frames: a translation crosses about half of the
     picture, an orbit makes one turn from near its top, a size changes by a factor of about three. A clip is
-    ``num_frames`` of them, ``interval`` apart; 16 frames at interval 1 and 8 frames at interval 2 both show the whole motion. Shape, colour,
-    background, place and speed are drawn from the stream of (seed, split, index), so a clip is a pure function of
-    (split, index, num_frames, interval), to one grey level across platforms (the last bit of sine and cosine).
+    ``num_frames`` of them, ``interval`` apart; 16 frames at interval 1 and 8 frames at interval 2 both show the whole
+    motion. Shape, colour, background, place and speed are drawn from the stream of (seed, split, index), so a clip is
+    a pure function of (split, index, num_frames, interval), to one grey level across platforms (the last bit of sine
+    and cosine).
 
     Args:
         split: "train" or "val"; no video is in both.
