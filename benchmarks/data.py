@@ -152,7 +152,7 @@ class Shrink(Codec):
         return small, small
 
     def _decode(self, latents: Tensor) -> Tensor:
-        raise NotImplementedError("nothing is decoded here")
+        return torch.nn.functional.interpolate(latents[:, :3], scale_factor=8)
 
 
 def cache_table(folder: Path, cache: Path, rounds: int, clips: int, frames: int) -> list[str]:
