@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from latte_pl.data.drawn import DrawnVideos
+from latte_pl.data.latents import CachedLatents
 from latte_pl.data.motion import classify_motion
 from latte_pl.data.shapes import MOTIONS, MovingShapes
 from latte_pl.data.stream import BoundedBatches, ClipStream, FixedClips, GlobalBatches, VideoDataset
@@ -26,6 +28,7 @@ class VideoDataModule(LightningDataModule):
         global_batch_size: Clips of one optimizer step, over all devices and accumulated batches.
         num_images: Single frames of other videos appended to each clip for joint training.
         val_clips: Clips of the validation split that the held-out loss uses; at most all.
+        val_interval: Interval of the held-out clips and of the reals of a distance; that of training if None.
         num_workers: Loader processes per device; 0 reads in the training process.
     """
 
@@ -42,6 +45,7 @@ class VideoDataModule(LightningDataModule):
         num_images: int = 0,
         val_clips: int = 256,
         num_workers: int = 2,
+        val_interval: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -50,11 +54,13 @@ class VideoDataModule(LightningDataModule):
             ("num_images", num_images, 0),
             ("val_clips", val_clips, 1),
             ("num_workers", num_workers, 0),
+            ("val_interval", interval if val_interval is None else val_interval, 1),
         ):
             if value < least:
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
         self.num_frames, self.interval, self.global_batch_size = num_frames, interval, global_batch_size
         self.num_images, self.val_clips, self.num_workers = num_images, val_clips, num_workers
+        self.val_interval = interval if val_interval is None else val_interval
         self._datasets: dict[str, VideoDataset] = {}
 
     @abstractmethod
@@ -98,7 +104,7 @@ class VideoDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the loader of this rank's share of the fixed validation clips."""
         assert self.trainer is not None
-        clips = FixedClips(self.dataset("val"), self.num_frames, self.interval, self.val_clips)
+        clips = FixedClips(self.dataset("val"), self.num_frames, self.val_interval, self.val_clips)
         world = self.trainer.world_size
         batch = -(-min(self.global_batch_size, clips.num_clips) // world) * world
         return self._loader(clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips))
@@ -118,17 +124,64 @@ class Shapes(VideoDataModule):
 
     Args:
         size: Height and width in pixels, one number for a square.
+        num_videos: Training videos; 50,000 if None.
+        latents: Folder of a cache made by `latte encode`, to train without drawing and codec passes.
+        kwargs: The arguments of `VideoDataModule`.
     """
 
-    def __init__(self, size: int | tuple[int, int] = 64, **kwargs: Any) -> None:
+    flip = False  # it would change the class
+
+    def __init__(
+        self,
+        size: int | tuple[int, int] = 64,
+        num_videos: int | None = None,
+        latents: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self.num_videos, self.latents = num_videos, latents
+
+    def videos(self, split: Split) -> MovingShapes:
+        """Return one split as videos."""
+        return MovingShapes(split, size=self.size, num_videos=self.num_videos if split == "train" else None)
+
+    def open(self, split: str = "all", num_frames: int = 1, interval: int = 1) -> DrawnVideos:
+        """Return both splits as one list of videos, to be encoded."""
+        return DrawnVideos(self.videos("train"), self.videos("val"))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a latent cache has to agree with, besides the codec."""
+        return self.open().settings()
 
     def build(self, split: Split) -> VideoDataset:
-        """Open one split."""
-        return MovingShapes(split, size=self.size)
+        """Open one split, from the cache if there is one."""
+        if self.latents is None:
+            return self.videos(split)
+        interval = self.interval if split == "train" else self.val_interval
+        return CachedLatents(self.latents, split, self.num_frames, interval, settings=self.settings)
+
+    def setup(self, stage: str) -> None:
+        """Refuse latents of another codec than the model's.
+
+        Raises:
+            ValueError: When codec or scale differ; both values are named.
+        """
+        check_codec(self)
 
     def judge(self, videos: Tensor, labels: list[int]) -> str | None:
         """Say which share of samples moves as its label says, found by a tracker that learnt nothing."""
         right = sum(classify_motion(video) == label for video, label in zip(videos.cpu(), labels))
         return f"{right} of {len(labels)} move as labelled ({right / len(labels):.0%}; chance {1 / len(MOTIONS):.1%})"
+
+
+def check_codec(data: VideoDataModule) -> None:
+    """Refuse cached latents of another codec than that of the model that is trained on them.
+
+    Raises:
+        ValueError: When codec or scale differ; both values are named.
+    """
+    dataset, codec = data.dataset("train"), getattr(getattr(data.trainer, "lightning_module", None), "codec", None)
+    if isinstance(dataset, CachedLatents) and codec is not None:
+        dataset.check({"scale": codec.scale, "codec": codec.fingerprint()})
