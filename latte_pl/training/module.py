@@ -47,6 +47,21 @@ class Sampling:
     weights: Literal["ema", "raw"] = "ema"
 
 
+@dataclass
+class Pretrained:
+    """An image model that a new run's denoiser starts from, see `latte_pl.interop.load_dit`.
+
+    Args:
+        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial".
+        labels: The label table: drawn anew, kept, or dropped for an unconditional model.
+        temporal: Temporal layers: copied from the image model's blocks, or starting as identities.
+    """
+
+    source: str
+    labels: Literal["new", "keep", "drop"] = "new"
+    temporal: Literal["copy", "identity"] = "copy"
+
+
 class LatteModule(LightningModule):
     """Trains a Latte denoiser on the latents of a frozen codec.
 
@@ -58,6 +73,7 @@ class LatteModule(LightningModule):
         diffusion: Objective and samplers.
         codec: Frozen autoencoder; not a registered submodule, so in no checkpoint and no optimizer.
         sampling: How samples are drawn.
+        pretrained: Image model that a new run starts from; read once, by `latte fit`.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -75,6 +91,7 @@ class LatteModule(LightningModule):
         diffusion: Diffusion,
         codec: Codec,
         sampling: Sampling = Sampling(),  # noqa: B008 -- never mutated; jsonargparse reads the default
+        pretrained: Pretrained | None = None,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -114,7 +131,7 @@ class LatteModule(LightningModule):
             raise ValueError(f"model.lr is {lr}; it must be positive")
         self.net = net
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
-        self.diffusion, self.sampling = diffusion, sampling
+        self.diffusion, self.sampling, self.pretrained = diffusion, sampling, pretrained
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup_steps, self.lr_schedule, self.clip_from_step = warmup_steps, lr_schedule, clip_from_step
         self.ema_decay, self.ema_warmup, self.compile_blocks = ema_decay, ema_warmup, compile
