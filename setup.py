@@ -23,6 +23,8 @@ REQUIRED = [
     "av>=14",  # video decoding and MP4 writing; needs no system ffmpeg
     "pillow>=10",  # frame folders, GIFs, contact sheets
     "submitit>=1.5.4",  # trials in processes of their own, on this machine or on SLURM; oldest version tried
+    "filelock>=3.16",  # locks of trials that the kernel gives back when a process dies
+    "rich>=13",  # the live table of trials
     "tqdm>=4.66",  # progress bars outside the trainer
 ]
 DEV = [
@@ -49,5 +51,7 @@ setup(
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require={"dev": DEV},
-    entry_points={"console_scripts": ["latte = latte_pl.cli:main"]},
+    entry_points={
+        "console_scripts": ["latte = latte_pl.cli:main", "latte-ablate = latte_pl.ablation.cli:main"],
+    },
 )

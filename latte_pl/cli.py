@@ -48,11 +48,24 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print what a message says, without the parser's bookkeeping, and exit with status 2."""
+        fail(self.wording(message))
+
+    @staticmethod
+    def wording(message: str) -> str:
+        """Return what a message says, as one line."""
         noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a path but")
         lines = [line.strip() for line in str(message).splitlines()]
         text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "").replace("NoneType", "none")
-        fail(f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text)
+        return f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text
+
+
+class RaisingParser(Parser):
+    """Raises a wrong argument instead of ending the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what a message says."""
+        raise ValueError(self.wording(message)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -262,6 +275,57 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
+class Resolver(LatteCLI):
+    """Parses a command and builds nothing."""
+
+    def _set_seed(self) -> None:
+        """Leave the seed of this process alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Draw nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def start(kind: type[LatteCLI], args: Sequence[str], parser: type[Parser] = Parser) -> LatteCLI:
+    """Parse arguments whose configurations are resolved, and do what they say."""
+    return kind(
+        LatteModule,
+        VideoDataModule,
+        subclass_mode_data=True,
+        trainer_class=LatteTrainer,
+        parser_class=parser,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "max_epochs": -1,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+        },
+        args=list(args),
+    )
+
+
+def resolve(args: Sequence[str]) -> dict[str, Any]:
+    """Return the whole configuration, defaults included, that a command's arguments come to.
+
+    Raises:
+        ValueError: The arguments are wrong.
+    """
+    cli = start(Resolver, expand(args), RaisingParser)
+    return plain(cli._parser(args[0]), cli.config[args[0]])
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one line, `LATTE_TRACEBACK=1` shows where it came from."""
     args = sys.argv[1:] if args is None else list(args)
@@ -278,27 +342,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 rest = [json.dumps(rest)]  # to the parser, a list is one argument
             auto_cli(COMMANDS[args[0]], args=rest, as_positional=args[0] != "evaluate", parser_class=Parser)
             return
-        LatteCLI(
-            LatteModule,
-            VideoDataModule,
-            subclass_mode_data=True,
-            trainer_class=LatteTrainer,
-            parser_class=Parser,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_epochs": -1,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-            },
-            args=expand(args) if args else ["--help"],
-        )
+        start(LatteCLI, expand(args) if args else ["--help"])
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LATTE_TRACEBACK"):
             raise
