@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> bool:
     from latte_pl.ablation.plan import dry_run, plan
     from latte_pl.ablation.runner import Runner, Slurm, last_error
 
-    root = options.root.resolve()
+    root = options.root
     trials: dict[str, Trial] = {}
     for study in _studies(options.study):
         planned = plan(study, options.scale, root, options.seeds)
@@ -120,7 +120,7 @@ def status(options: argparse.Namespace) -> bool:
     from latte_pl.ablation.plan import plan
     from latte_pl.ablation.runner import state_of, table
 
-    root = options.root.resolve()
+    root = options.root
     console = Console()
     for study in _studies(options.study):
         planned = plan(study, options.scale, root, options.seeds)
@@ -139,7 +139,7 @@ def report(options: argparse.Namespace) -> bool:
     """Write tables and pages of what is finished."""
     from latte_pl.ablation.report import write
 
-    root = options.root.resolve()
+    root = options.root
     output = options.output or options.root / "reports" / options.scale
     written = [write(study, options.scale, root, output, options.seeds) for study in _studies(options.study)]
     return all(written)
