@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from latte_pl.nn import Latte
 from latte_pl.nn.variants import TemporalBlock
@@ -24,6 +24,14 @@ PARTS = (
     ("MLP", r"blocks\.\d+\.mlp"),
     ("final layer", r"final_layer"),
 )
+
+
+def _attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch 2.14 counts every attention kernel but the CPU's
+KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 @dataclass
@@ -93,7 +101,7 @@ def count_cost(net: Latte, num_images: int = 0, batch_size: int = 1) -> Cost:
         if net.conditioning == "class":
             shape = (batch_size, 1 + num_images) if num_images else (batch_size,)
             inputs["labels"] = torch.zeros(shape, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             output = functional_call(net, state, kwargs=inputs)  # held, so that no storage is freed and counted twice
         weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
         del output

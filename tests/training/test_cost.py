@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latte_pl.nn import Latte
-from latte_pl.training.cost import cost_table, count_cost
+from latte_pl.training.cost import KERNELS, cost_table, count_cost
 from latte_pl.types import Injection, Variant
 
 
@@ -20,7 +20,7 @@ def test_costs_are_those_of_a_real_forward_pass(variant, injection):
     net = small(variant=variant, injection=injection)
     cost = count_cost(net, num_images=2, batch_size=3)
     assert cost.num_parameters == sum(p.numel() for p in net.parameters())
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
         net(torch.zeros(1, 6, 4, 4, 6), torch.zeros(1), torch.zeros(1, 3, dtype=torch.long), num_images=2)
     assert cost.forward_flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
     temporal = cost.flops.get("temporal attention", 0)
