@@ -101,7 +101,8 @@ def count_cost(net: Latte, num_images: int = 0, batch_size: int = 1) -> Cost:
         if net.conditioning == "class":
             shape = (batch_size, 1 + num_images) if num_images else (batch_size,)
             inputs["labels"] = torch.zeros(shape, dtype=torch.long)
-        with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        counter = FlopCounterMode(display=False, custom_mapping=KERNELS)
+        with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             output = functional_call(net, state, kwargs=inputs)  # held, so that no storage is freed and counted twice
         weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
         del output
