@@ -1,7 +1,9 @@
 """The names that every part of the package shares: the design axes and the batch."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
 Size = Literal["S", "B", "L", "XL"]
@@ -19,6 +21,13 @@ class Text(NamedTuple):
     """(B, L, E) float, or (B, 1 + N, L, E) in joint training with the clip's caption first."""
     mask: Tensor
     """(B, L) or (B, 1 + N, L) bool, True where there is a token and False where there is padding."""
+
+    @classmethod
+    def padded(cls, captions: Sequence[Tensor], length: int) -> "Text":
+        """Stack captions (n, E) of up to L tokens each to (B, L, E), zeros behind the last token."""
+        mask = torch.arange(length) < torch.tensor([len(tokens) for tokens in captions])[:, None]
+        rows = [torch.nn.functional.pad(tokens, (0, 0, 0, length - len(tokens))) for tokens in captions]
+        return cls(torch.stack(rows), mask.to(rows[0].device))
 
 
 class VideoBatch(TypedDict, total=False):
