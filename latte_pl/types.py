@@ -29,6 +29,11 @@ class Text(NamedTuple):
         rows = [torch.nn.functional.pad(tokens, (0, 0, 0, length - len(tokens))) for tokens in captions]
         return cls(torch.stack(rows), mask.to(rows[0].device))
 
+    def replaced(self, where: Tensor, other: "Text") -> "Text":
+        """Return the captions of ``other`` where (B,) or (B, 1 + N) is True, these elsewhere."""
+        embeddings = torch.where(where[..., None, None], other.embeddings, self.embeddings)
+        return Text(embeddings, torch.where(where[..., None], other.mask, self.mask))
+
 
 class VideoBatch(TypedDict, total=False):
     """Clips as they leave a data loader, either as pixels or as cached posterior moments.

@@ -47,10 +47,19 @@ class TextEncoder(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self._warned = False
 
-    def encode(self, captions: Sequence[str]) -> Text:
-        """Return the embeddings (B, L, E) float32 and the mask (B, L) of captions, on the encoder's device."""
+    def encode(self, captions: Sequence[str] | Sequence[Sequence[str]]) -> Text:
+        """Return the embeddings float32 and the mask of captions, on the encoder's device.
+
+        Args:
+            captions: B captions, or 1 + N lists of B as joint training's batches have them.
+
+        Returns:
+            (B, L, E) and (B, L), or (B, 1 + N, L, E) and (B, 1 + N, L).
+        """
+        if not isinstance(captions[0], str):
+            return Text(*(torch.stack(parts, dim=1) for parts in zip(*map(self.encode, captions))))
         device = self.model.device
-        return Text.padded([self.tokens(caption).to(device) for caption in captions], self.length)
+        return Text.padded([self.tokens(str(caption)).to(device) for caption in captions], self.length)
 
     def tokens(self, caption: str) -> Tensor:
         """Return the embeddings (n, E) float32 of a caption's n tokens, n at most L."""
