@@ -22,6 +22,7 @@ REQUIRED = [
     "pandas>=2.2",  # tables of results
     "av>=14",  # video decoding and MP4 writing; needs no system ffmpeg
     "pillow>=10",  # frame folders, GIFs, contact sheets
+    "submitit>=1.5.4",  # trials in processes of their own, on this machine or on SLURM; oldest version tried
     "tqdm>=4.66",  # progress bars outside the trainer
 ]
 TEXT = [

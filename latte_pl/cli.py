@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.interop import load_dit
 from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
 from latte_pl.training import encode, weights
@@ -88,9 +89,17 @@ class LatteCLI(LightningCLI):
         """Leave the configuration alone: `main` has put the checkpoint's first, so that explicit values win."""
 
     def after_instantiate_classes(self) -> None:
-        """Draw the initial weights of a new run from its seed."""
-        if self.subcommand == "fit":
-            self.model.init_weights(run_seed())
+        """Draw the initial weights of a new run from its seed, or take them from the image model that it names."""
+        if self.subcommand != "fit":
+            return
+        self.model.init_weights(run_seed())
+        start = self.model.pretrained
+        if start is None or self.config_init["fit"]["ckpt_path"]:  # a run that goes on has its own weights
+            return
+        table = load_dit(self.model.net, start.source, labels=start.labels, temporal=start.temporal)
+        self.model.ema.load_state_dict(self.model.net.state_dict())
+        if self.trainer.is_global_zero:
+            print(f"\nstart from {start.source}\n{table}\n")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; Lightning's own method warns that arguments are given, as they always are here."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Size = Literal["S", "B", "L", "XL"]
-Variant = Literal["interleaved", "late_fusion", "split_attention", "split_heads"]
+Variant = Literal["interleaved", "late_fusion", "split_attention", "split_heads", "spatial"]
 PatchEmbed = Literal["uniform", "compression"]
 Injection = Literal["adaln", "tokens"]
 TemporalPosition = Literal["absolute", "rope"]

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from latte_pl import cli
 from latte_pl.cli import CONFIGS
 from latte_pl.codecs import PixelCodec, T5Encoder
+from latte_pl.data.drawn import DrawnVideos
 from latte_pl.data.encoding import encode
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.latents import CachedLatents
+from latte_pl.data.shapes import MovingShapes
 from latte_pl.metrics import Record
 from latte_pl.training import load
 
@@ -171,6 +173,15 @@ def test_cached_embeddings_are_those_of_the_captions(at_home: Path, tmp_path: Pa
     assert stored["1.text"].shape == (6, 12), "as many rows as tokens"
     with pytest.raises(ValueError, match=r"text = t5-\w+, this run has None"):
         encode(dataset, PixelCodec(), tmp_path, {}, False, torch.device("cpu"), shard_frames=30)
+
+
+def test_the_embedded_data_are_cached_with_their_captions(at_home: Path, tmp_path: Path) -> None:
+    splits = MovingShapes("train", (16, 24), 5, held_out=2), MovingShapes("val", (16, 24), 3, held_out=2)
+    encode(DrawnVideos(*splits), PixelCodec(), tmp_path, {}, False, torch.device("cpu"), text=T5Encoder("t5", 8))
+    for split, videos in zip(("train", "val"), splits):
+        cached = CachedLatents(tmp_path, split, 2, 1, captions=True)
+        assert [cached.caption(n) for n in range(len(cached))] == [videos.caption(n) for n in range(len(videos))]
+        assert torch.equal(cached.text(0).mask, T5Encoder("t5", 8).encode([videos.caption(0)]).mask[0])
 
 
 def test_a_run_from_the_cache_is_the_run_from_the_videos(at_home: Path, capsys: pytest.CaptureFixture) -> None:

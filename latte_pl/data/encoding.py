@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from latte_pl.data.drawn import DrawnVideos
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.latents import CachedVideo, Manifest, ShardWriter, checksum, refuse_others, shard_name
 from latte_pl.data.transforms import mirror
@@ -47,7 +48,7 @@ class CaptionEncoder(Protocol):
 
 
 def encode(
-    dataset: VideoFolder,
+    dataset: VideoFolder | DrawnVideos,
     encoder: Encoder,
     folder: Path,
     settings: dict[str, Any],
@@ -117,7 +118,9 @@ def encode(
     return plan
 
 
-def _plan(dataset: VideoFolder, encoder: Encoder, settings: dict[str, Any], shard_frames: int) -> Manifest:
+def _plan(
+    dataset: VideoFolder | DrawnVideos, encoder: Encoder, settings: dict[str, Any], shard_frames: int
+) -> Manifest:
     """Lay out a cache: which video goes into which shard, and which belongs to which split."""
     videos: list[CachedVideo] = []
     shard = filled = 0
@@ -160,7 +163,7 @@ def _write(
     path: Path,
     plan: Manifest,
     numbers: list[int],
-    dataset: VideoFolder,
+    dataset: VideoFolder | DrawnVideos,
     encoder: Encoder,
     text: CaptionEncoder | None,
     device: torch.device,

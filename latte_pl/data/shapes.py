@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latte_pl.data.transforms import draw_view
 from latte_pl.streams import numpy_stream
 
 Split = Literal["train", "val"]
@@ -134,7 +135,8 @@ class MovingShapes:
             index: number of the video.
             num_frames: frames of the clip, F.
             interval: source frames from one frame of the clip to the next.
-            rng: draws the first source frame and nothing else (a flip would change the class); None starts at 0.
+            rng: draws the first source frame, and a coin that turns nothing (a flip would change the class); None
+                starts at 0.
 
         Returns:
             (F, 3, H, W) uint8 RGB.
@@ -150,7 +152,7 @@ class MovingShapes:
                 f"{num_frames} frames at interval {interval} span {span} source frames, a shapes video has "
                 f"{self.length}; lower num_frames or interval, or raise length"
             )
-        start = 0 if rng is None else int(rng.integers(self.length - span + 1))
+        start = draw_view(self.length, num_frames, interval, False, rng).start  # the draws of all data sets
         names = self._attributes(index, stream)
         x, y, radius = (path[start : start + span : interval] for path in self._path(names["motion"], stream))
         tilt = 0.25 * (2 * stream.random() - 1)

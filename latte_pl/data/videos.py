@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 
-from latte_pl.data.datamodule import Split, VideoDataModule
+from latte_pl.data.datamodule import Split, VideoDataModule, check_codec
 from latte_pl.data.faceforensics import FaceForensicsVideos
 from latte_pl.data.folder import Split as AnySplit
 from latte_pl.data.folder import VideoFolder
@@ -80,10 +80,12 @@ class VideoFiles(VideoDataModule):
     def build(self, split: Split) -> VideoFolder | CachedLatents:
         """Open one split, from the cache if there is one."""
         wanted: AnySplit = "all" if self.split == "all" else split
+        intervals = {"train": self.interval, "val": self.val_interval, "all": max(self.interval, self.val_interval)}
+        interval = intervals[wanted]
         if self.latents is None:
-            return self.open(wanted, self.num_frames, self.interval)
+            return self.open(wanted, self.num_frames, interval)
         settings = self.settings
-        return CachedLatents(self.latents, wanted, self.num_frames, self.interval, self.flip, settings, self.captions)
+        return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, settings, self.captions)
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:
         """Return one split, opened at most once; training on everything, both are one."""
@@ -104,13 +106,7 @@ class VideoFiles(VideoDataModule):
         Raises:
             ValueError: When codec, scale or text encoder differ; both values are named.
         """
-        dataset, module = self.dataset("train"), getattr(self.trainer, "lightning_module", None)
-        if not isinstance(dataset, CachedLatents) or module is None:
-            return
-        settings = {"scale": module.codec.scale, "codec": module.codec.fingerprint()}
-        if self.captions and module.net.conditioning == "text":
-            settings["text"] = module.text_encoder.fingerprint()
-        dataset.check(settings)
+        check_codec(self)
 
     def train_weights(self) -> NDArray[np.float64] | None:
         """Return the probability of each training video."""

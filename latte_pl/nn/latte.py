@@ -65,7 +65,8 @@ class Latte(nn.Module):
         num_frames: frames F that the model is built for. `forward` takes any number.
         mlp_ratio: hidden width of the perceptrons over D.
         learn_sigma: 2C output channels (noise, then variance) for C.
-        variant: arrangement of spatial and temporal attention.
+        variant: arrangement of spatial and temporal attention. "spatial" has no temporal attention and no code in time:
+            it is DiT on each frame by itself, the image model that a video model can start from.
         patch_embed: "uniform" embeds the patches of each frame, "compression" tubelets of ``temporal_stride`` frames.
         temporal_stride: s of "compression". The paper doesn't give it; 2 is the tubelet of ViViT's small variants, and
             the smallest that compresses. With 1 the model is that of "uniform".
@@ -169,7 +170,7 @@ class Latte(nn.Module):
         self.text_embedder = TextEmbedder(text_dim, hidden_size) if text else None
         blocks = arrangement(variant, depth)
         self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio, injection, text) for block in blocks)
-        self.first_temporal = next(i for i, block in enumerate(blocks) if block is not SpatialBlock)
+        self.first_temporal = next((i for i, block in enumerate(blocks) if block is not SpatialBlock), None)
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * stride * self.out_channels, injection)
         self.frames = TubeletFrames(self.out_channels, stride) if stride > 1 else None
         self.init_weights()
@@ -323,7 +324,7 @@ class Latte(nn.Module):
             raise ValueError(f"split_heads halves the heads: num_heads {self.num_heads} must be even")
         if self.temporal_position == "rope" and self.head_dim % 2:
             raise ValueError(f"rope turns pairs: the head width {self.head_dim} (hidden_size / num_heads) must be even")
-        min_depth = 1 if self.variant.startswith("split") else 2
+        min_depth = 2 if self.variant in ("interleaved", "late_fusion") else 1
         if self.depth < min_depth:
             raise ValueError(f"depth {self.depth} is too small: {self.variant} needs {min_depth} blocks or more")
         if len(self.input_size) != 2 or any(side <= 0 or side % self.patch_size for side in self.input_size):

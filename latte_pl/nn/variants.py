@@ -96,7 +96,7 @@ def clip_row(triple: Triple) -> Triple:
 
 
 class SpatialBlock(Block):
-    """Spatial attention, then the perceptron; one half of the blocks of "interleaved" and "late_fusion"."""
+    """Spatial attention, then the perceptron: DiT's block, and half of those of "interleaved" and "late_fusion"."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
         super().__init__(dim, num_heads, mlp_ratio, injection, text)
@@ -178,8 +178,10 @@ class SplitHeadsBlock(Block):
 def arrangement(variant: Variant, depth: int) -> list[type[Block]]:
     """Name the class of each of the ``depth`` blocks of a variant.
 
-    "late_fusion" has the blocks of "interleaved", the spatial ones first.
+    "late_fusion" has the blocks of "interleaved", the spatial ones first. "spatial" has no others: DiT, frame by frame.
     """
+    if variant == "spatial":
+        return [SpatialBlock] * depth
     if variant == "split_attention":
         return [SplitAttentionBlock] * depth
     if variant == "split_heads":

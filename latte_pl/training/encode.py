@@ -10,8 +10,8 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from latte_pl.codecs import Codec, TextEncoder
+from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.data.encoding import encode, size_on_disk
-from latte_pl.data.videos import VideoFiles
 
 
 def main(args: Sequence[str], parser_class: type[LightningArgumentParser]) -> None:
@@ -24,7 +24,7 @@ def main(args: Sequence[str], parser_class: type[LightningArgumentParser]) -> No
     parser.add_argument(
         "-c", "--config", action="config", help="Configuration; data, model.codec, model.text_encoder are used."
     )
-    parser.add_subclass_arguments(VideoFiles, "data", required=True)
+    parser.add_subclass_arguments(VideoDataModule, "data", required=True)
     parser.add_subclass_arguments(Codec, "model.codec", required=True)
     parser.add_subclass_arguments(TextEncoder, "model.text_encoder", required=False)
     parser.add_argument("--output", type=str, required=True, help="Folder of the cache; one begun before goes on.")

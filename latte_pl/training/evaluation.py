@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.data.datamodule import Shapes, VideoDataModule
 from latte_pl.data.shapes import MovingShapes
 from latte_pl.data.videos import VideoFiles
 from latte_pl.metrics import Evaluation, Extractor, Protocol, Record, build_extractor, text
@@ -122,7 +122,7 @@ def run_protocol(
     settings = {
         "dataset": type(data).__name__,
         "fingerprint": fingerprint(reals, stated.get("view")),
-        "interval": data.interval,
+        "interval": data.val_interval,
         "height": size[0],
         "width": size[1],
         "resize": "none" if isinstance(reals, MovingShapes) else "centre-crop",
@@ -221,8 +221,10 @@ def real_videos(data: VideoDataModule, split: Literal["train", "val"]) -> Any:
     dataset = data.dataset(split)
     if dataset.key == "video":
         return dataset
+    if isinstance(data, Shapes):
+        return data.videos(split)
     if isinstance(data, VideoFiles):
-        return data.open("all" if data.split == "all" else split, data.num_frames, data.interval)
+        return data.open("all" if data.split == "all" else split, data.num_frames, data.val_interval)
     raise ValueError(f"reals are compared as videos, {type(data).__name__} gives latents alone")
 
 

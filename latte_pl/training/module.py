@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,32 +18,12 @@ from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.diffusion import Diffusion, Guidance
 from latte_pl.nn import Latte
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
+from latte_pl.training.settings import Pretrained, Sampling
 from latte_pl.types import Text, VideoBatch
 
 # Held-out losses are compared across runs, so their draws never follow the run's own seed.
 HELD_OUT_SEED = 0
 GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
-
-
-@dataclass
-class Sampling:
-    """How samples are drawn.
-
-    Args:
-        sampler: Name of a sampler of the diffusion ("ddpm", "ddim", "dpm++"; "euler", "heun").
-        steps: Number of denoising steps.
-        eta: Share of DDIM's noise; 0 is deterministic.
-        guidance: Scale of classifier-free guidance; 1 is without.
-        guidance_interval: Timesteps [low, high] of 0..1000 in which guidance acts.
-        weights: Which weights sample: the exponential moving average or the raw ones.
-    """
-
-    sampler: str = "ddpm"
-    steps: int = 250
-    eta: float = 0.0
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1000.0)
-    weights: Literal["ema", "raw"] = "ema"
 
 
 class LatteModule(LightningModule):
@@ -58,6 +37,7 @@ class LatteModule(LightningModule):
         diffusion: Objective and samplers.
         codec: Frozen autoencoder; not a registered submodule, so in no checkpoint and no optimizer.
         sampling: How samples are drawn.
+        pretrained: Image model that a new run starts from; read once, by `latte fit`.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -76,6 +56,7 @@ class LatteModule(LightningModule):
         diffusion: Diffusion,
         codec: Codec,
         sampling: Sampling = Sampling(),  # noqa: B008 -- never mutated; jsonargparse reads the default
+        pretrained: Pretrained | None = None,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -122,7 +103,7 @@ class LatteModule(LightningModule):
             raise ValueError(f"model.lr is {lr}; it must be positive")
         self.net = net
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
-        self.diffusion, self.sampling = diffusion, sampling
+        self.diffusion, self.sampling, self.pretrained = diffusion, sampling, pretrained
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup_steps, self.lr_schedule, self.clip_from_step = warmup_steps, lr_schedule, clip_from_step
         self.ema_decay, self.ema_warmup, self.compile_blocks = ema_decay, ema_warmup, compile
