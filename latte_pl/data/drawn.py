@@ -36,6 +36,11 @@ class DrawnVideos:
         videos, place = self._locate(index)
         return videos.label(place)
 
+    def caption(self, index: int) -> str:
+        """Return the caption of a video."""
+        videos, place = self._locate(index)
+        return videos.caption(place)
+
     def path(self, index: int) -> str:
         """Return a name for a video."""
         videos, place = self._locate(index)

@@ -73,6 +73,7 @@ class VideoFiles(VideoDataModule):
             split=split,
             flip=self.flip,
             cache_dir=self.cache_dir,
+            captions=self.captions,
             **self.options,
         )
 
@@ -83,7 +84,8 @@ class VideoFiles(VideoDataModule):
         interval = intervals[wanted]
         if self.latents is None:
             return self.open(wanted, self.num_frames, interval)
-        return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, self.settings)
+        settings = self.settings
+        return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, settings, self.captions)
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:
         """Return one split, opened at most once; training on everything, both are one."""
@@ -99,10 +101,10 @@ class VideoFiles(VideoDataModule):
             _warn(f"data.split is all: the validation videos of {self.root} are training videos")
 
     def setup(self, stage: str) -> None:
-        """Refuse latents of another codec than the model's.
+        """Refuse latents of another codec or text encoder than the model's.
 
         Raises:
-            ValueError: When codec or scale differ; both values are named.
+            ValueError: When codec, scale or text encoder differ; both values are named.
         """
         check_codec(self)
 

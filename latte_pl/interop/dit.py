@@ -108,8 +108,8 @@ def load_dit(
             under "ema", taken first, or "model"); or a run's folder, checkpoint or release file of a model of this
             repository with ``variant="spatial"``, of which the average is taken.
         labels: "new" draws the label table anew, for other classes; "keep" copies it; "drop" is for a model without
-            classes, whose timestep embedding gets the null class (the table's last row) added: in DiT every condition
-            is timestep plus label.
+            classes (captions are read by layers that start at zero), whose timestep embedding gets the null class (the
+            table's last row) added: in DiT every condition is timestep plus label.
         temporal: "copy" loads temporal layers from the DiT's blocks, "identity" lets them start as identities: gates
             of temporal blocks, and output layers of the temporal attention of split blocks, are zero.
 
@@ -125,6 +125,8 @@ def load_dit(
     blocks, stride = block_map(net, image.depth), net.temporal_stride
     ledger: dict[tuple[str, Any], list[tuple[int, str]]] = defaultdict(list)
     origins = {name: _origin(name, net, blocks, labels, temporal) for name in net.state_dict()}
+    for name in filter(_reads_text, origins):  # a DiT has none of these, an image model of captions has
+        origins[name] = origins[name] if origins[name] in image.state else None
     if missing := sorted({origin for origin in origins.values() if origin} - image.state.keys()):
         raise ValueError(f"not a whole checkpoint of DiT: missing {', '.join(missing)}")
     values: dict[str, Tensor] = {}
@@ -230,6 +232,8 @@ def decoder(value: Tensor, net: Latte) -> tuple[Tensor, int]:
 
 def part_of(name: str, net: Latte) -> str:
     """Return the part of the model, as the table names it, that a parameter belongs to."""
+    if ".cross_attn." in name:
+        return "cross-attention"
     if name.startswith("blocks."):
         if "attn_temporal" in name:
             return "temporal attention"
@@ -243,10 +247,15 @@ def part_of(name: str, net: Latte) -> str:
         "x_embedder": "patch embedding",
         "t_embedder": "timestep embedding",
         "y_embedder": "label table",
+        "text_embedder": "caption projection",
         "final_layer": "final layer",
         "frames": "frame decoder",
     }
     return parts[name.split(".")[0]]
+
+
+def _reads_text(name: str) -> bool:
+    return name.startswith("text_embedder") or ".cross_attn." in name
 
 
 def _origin(name: str, net: Latte, blocks: list[int], labels: Labels, temporal: Temporal) -> str | None:
@@ -291,8 +300,8 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
     for name, theirs, own in pairs:
         if theirs != own:
             raise ValueError(f"the DiT has {name} {theirs} and the model {own}: they must be equal")
-    if (labels == "drop") != (net.conditioning == "none"):
-        wanted = 'labels="drop"' if net.conditioning == "none" else 'labels "new" or "keep"'
+    if (labels == "drop") != (net.conditioning != "class"):
+        wanted = 'labels="drop"' if net.conditioning != "class" else 'labels "new" or "keep"'
         raise ValueError(f"labels is {labels!r} and the model's conditioning {net.conditioning!r}: take {wanted}")
     if labels == "keep" and len(state.get(LABEL_TABLE, ())) != net.num_classes + 1:
         rows = len(state.get(LABEL_TABLE, ()))

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from latte_pl.interop import load_dit
 from latte_pl.interop.dit import block_map
 from latte_pl.nn import Latte
+from latte_pl.types import Text
 
 WIDTH, HEADS, CHANNELS, PATCH, CLASSES = 32, 4, 3, 2, 5
 GRID = (2, 3)
@@ -206,7 +207,7 @@ def test_a_tubelet_of_equal_frames_is_the_image_of_dit(num_images):
     x = frames(2 + num_images)
     clip = torch.cat([x[:, :2].repeat_interleave(2, dim=1), x[:, 2:]], dim=1)  # frames a, a, b, b and the images
     labels = LABELS[:, None].expand(-1, 1 + num_images) if num_images else LABELS
-    out = net(clip, TIMESTEPS, labels, num_images)
+    out = net(clip, TIMESTEPS, labels, num_images=num_images)
     for f in range(clip.shape[1]):
         torch.testing.assert_close(out[:, f], dit(state, clip[:, f], TIMESTEPS, LABELS))
 
@@ -339,3 +340,28 @@ def test_other_weights_are_refused(tmp_path):
         load_dit(latte(), tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="an image model has spatial"):
         load_dit(latte(), "shapes")
+
+
+@pytest.mark.parametrize("arguments", [{"variant": "spatial"}, {"variant": "split_attention"}, {"depth": 8}])
+def test_a_model_of_captions_starts_as_the_dit_without_a_class(arguments):
+    state = dit_state()
+    net = latte(conditioning="text", text_dim=3, **arguments)
+    table = load_dit(net, state, labels="drop", temporal="identity")
+    assert {row.part for row in table.rows if row.fate == "new"} >= {"cross-attention", "caption projection"}
+    text = Text(torch.ones(2, 4, 3, dtype=torch.float64), torch.ones(2, 4, dtype=torch.bool))
+    x = frames(2)
+    expected = [dit(state, x[:, f], TIMESTEPS, torch.tensor([CLASSES] * 2)) for f in range(2)]
+    torch.testing.assert_close(without_time(net)(x, TIMESTEPS, text=text), torch.stack(expected, dim=1))
+
+
+def test_layers_that_read_captions_come_along():
+    image = latte(variant="spatial", conditioning="text", text_dim=3)
+    with torch.no_grad():
+        for parameter in image.parameters():
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))
+    net = latte(conditioning="text", text_dim=3, depth=8)
+    load_dit(net, image.state_dict(), labels="drop", temporal="identity")
+    text = Text(torch.ones(2, 4, 3, dtype=torch.float64), torch.arange(4).expand(2, 4) < 2)
+    torch.testing.assert_close(
+        without_time(net)(frames(2), TIMESTEPS, text=text), image(frames(2), TIMESTEPS, text=text)
+    )
