@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
-from latte_pl.interop import load_dit
+from latte_pl.interop import TextToVideo, load_dit
 from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
 from latte_pl.training import encode, weights
@@ -88,15 +88,19 @@ class LatteCLI(LightningCLI):
         """Leave the configuration alone: `main` has put the checkpoint's first, so that explicit values win."""
 
     def after_instantiate_classes(self) -> None:
-        """Draw the initial weights of a new run from its seed, or take them from the image model that it names."""
+        """Draw the initial weights of a new run from its seed, or take them from the model that it names."""
         if self.subcommand != "fit":
             return
         self.model.init_weights(run_seed())
-        start = self.model.pretrained
+        net, start = self.model.net, self.model.pretrained
         if start is None or self.config_init["fit"]["ckpt_path"]:  # a run that goes on has its own weights
             return
-        table = load_dit(self.model.net, start.source, labels=start.labels, temporal=start.temporal)
-        self.model.ema.load_state_dict(self.model.net.state_dict())
+        table: Any = "all weights of diffusers' model; the null caption starts at zero"
+        if isinstance(net, TextToVideo):
+            net.load(start.source)
+        else:
+            table = load_dit(net, start.source, labels=start.labels, temporal=start.temporal)
+        self.model.ema.load_state_dict(net.state_dict())
         if self.trainer.is_global_zero:
             print(f"\nstart from {start.source}\n{table}\n")
 

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from latte_pl.codecs import Codec, to_uint8
 from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.diffusion import Diffusion, Guidance
-from latte_pl.nn import Latte
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
 from latte_pl.types import VideoBatch
 
@@ -49,11 +49,15 @@ class Sampling:
 
 @dataclass
 class Pretrained:
-    """An image model that a new run's denoiser starts from, see `latte_pl.interop.load_dit`.
+    """Weights that a new run's denoiser starts from.
+
+    For `latte_pl.nn.Latte` they are an image model's, see `latte_pl.interop.load_dit`; for
+    `latte_pl.interop.TextToVideo` the released ones.
 
     Args:
-        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial".
-        labels: The label table: drawn anew, kept, or dropped for an unconditional model.
+        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial"; for
+            TextToVideo a folder of diffusers, or a hub name.
+        labels: The label table of an image model: drawn anew, kept, or dropped for an unconditional model.
         temporal: Temporal layers: copied from the image model's blocks, or starting as identities.
     """
 
@@ -73,7 +77,7 @@ class LatteModule(LightningModule):
         diffusion: Objective and samplers.
         codec: Frozen autoencoder; not a registered submodule, so in no checkpoint and no optimizer.
         sampling: How samples are drawn.
-        pretrained: Image model that a new run starts from; read once, by `latte fit`.
+        pretrained: Weights that a new run starts from; read once, by `latte fit`.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -87,7 +91,7 @@ class LatteModule(LightningModule):
 
     def __init__(
         self,
-        net: Latte,
+        net: Denoiser,
         diffusion: Diffusion,
         codec: Codec,
         sampling: Sampling = Sampling(),  # noqa: B008 -- never mutated; jsonargparse reads the default
