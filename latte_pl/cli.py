@@ -95,9 +95,10 @@ class LatteCLI(LightningCLI):
         net, start = self.model.net, self.model.pretrained
         if start is None or self.config_init["fit"]["ckpt_path"]:  # a run that goes on has its own weights
             return
-        table: Any = "all weights of diffusers' model; the null caption starts at zero"
+        table: Any = "all weights of diffusers' model; the null caption is the text encoder's of the empty prompt"
         if isinstance(net, TextToVideo):
             net.load(start.source)
+            net.set_null_caption(self.model.text_encoder.tokens("")[-1:])  # T5 makes one token of it, the last
         else:
             table = load_dit(net, start.source, labels=start.labels, temporal=start.temporal)
         self.model.ema.load_state_dict(net.state_dict())

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from latte_pl.data import captions
 from latte_pl.data.motion import classify_motion
-from latte_pl.data.shapes import MOTIONS, MovingShapes
+from latte_pl.data.shapes import MOTIONS, MovingShapes, is_held_out
 from latte_pl.data.stream import BoundedBatches, ClipStream, FixedClips, GlobalBatches, VideoDataset
 from latte_pl.streams import run_seed
 
@@ -27,6 +28,7 @@ class VideoDataModule(LightningDataModule):
         num_images: Single frames of other videos appended to each clip for joint training.
         val_clips: Clips of the validation split that the held-out loss uses; at most all.
         num_workers: Loader processes per device; 0 reads in the training process.
+        captions: Give clips with their captions, for ``conditioning="text"``.
     """
 
     size: tuple[int, int]
@@ -42,6 +44,7 @@ class VideoDataModule(LightningDataModule):
         num_images: int = 0,
         val_clips: int = 256,
         num_workers: int = 2,
+        captions: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -55,6 +58,7 @@ class VideoDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
         self.num_frames, self.interval, self.global_batch_size = num_frames, interval, global_batch_size
         self.num_images, self.val_clips, self.num_workers = num_images, val_clips, num_workers
+        self.captions = captions
         self._datasets: dict[str, VideoDataset] = {}
 
     @abstractmethod
@@ -76,15 +80,26 @@ class VideoDataModule(LightningDataModule):
         """Return the probability of each training video; None visits every video once an epoch."""
         return None
 
-    def judge(self, videos: Tensor, labels: list[int]) -> str | None:
-        """Say what can be measured on samples (B, F, 3, H, W) uint8 of these labels; None when nothing can."""
+    def prompts(self, count: int) -> list[str]:
+        """Return captions to sample from, those of the validation videos in turn."""
+        dataset: Any = self.dataset("val")
+        return [dataset.caption(n % len(dataset)) for n in range(count)]
+
+    def judge(self, videos: Tensor, labels: list[int], prompts: list[str]) -> str | None:
+        """Say what can be measured on samples (B, F, 3, H, W) uint8 of labels or prompts; None when nothing can."""
         return None
 
     def train_dataloader(self) -> DataLoader:
         """Return the endless loader of this rank's training clips, continued after the trainer's last step."""
         assert self.trainer is not None
         stream = ClipStream(
-            self.dataset("train"), self.num_frames, self.interval, run_seed(), self.num_images, self.train_weights()
+            self.dataset("train"),
+            self.num_frames,
+            self.interval,
+            run_seed(),
+            self.num_images,
+            self.train_weights(),
+            self.captions,
         )
         batches = GlobalBatches(
             self.global_batch_size,
@@ -98,7 +113,7 @@ class VideoDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return the loader of this rank's share of the fixed validation clips."""
         assert self.trainer is not None
-        clips = FixedClips(self.dataset("val"), self.num_frames, self.interval, self.val_clips)
+        clips = FixedClips(self.dataset("val"), self.num_frames, self.interval, self.val_clips, self.captions)
         world = self.trainer.world_size
         batch = -(-min(self.global_batch_size, clips.num_clips) // world) * world
         return self._loader(clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips))
@@ -118,18 +133,32 @@ class Shapes(VideoDataModule):
 
     Args:
         size: Height and width in pixels, one number for a square.
+        held_out: Colours that each motion is never trained with, 0 to 7, to sample them from captions.
+        kwargs: The arguments of `VideoDataModule`.
     """
 
-    def __init__(self, size: int | tuple[int, int] = 64, **kwargs: Any) -> None:
+    def __init__(self, size: int | tuple[int, int] = 64, held_out: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.size = (size, size) if isinstance(size, int) else size
+        self.held_out = held_out
 
     def build(self, split: Split) -> VideoDataset:
         """Open one split."""
-        return MovingShapes(split, size=self.size)
+        return MovingShapes(split, size=self.size, held_out=self.held_out)
 
-    def judge(self, videos: Tensor, labels: list[int]) -> str | None:
-        """Say which share of samples moves as its label says, found by a tracker that learnt nothing."""
+    def prompts(self, count: int) -> list[str]:
+        """Return captions of validation videos, a trained and a new combination in turn where some are held out."""
+        dataset = MovingShapes("val", size=self.size)
+        names = [dataset.attributes(n) for n in range(len(dataset))]
+        new = [n for n, name in enumerate(names) if is_held_out(name["colour"], name["motion"], self.held_out)]
+        groups = [group for group in (sorted(set(range(len(dataset))) - set(new)), new) if group]
+        turns = [divmod(n, len(groups)) for n in range(count)]
+        return [dataset.caption(groups[which][turn % len(groups[which])]) for turn, which in turns]
+
+    def judge(self, videos: Tensor, labels: list[int], prompts: list[str]) -> str | None:
+        """Say which share of samples moves as its label or prompt says, found by a tracker that learnt nothing."""
+        if prompts:
+            return captions.judge(videos.cpu(), prompts, self.held_out)
         if videos.shape[1] < 3:  # too few frames for a motion
             return None
         right = sum(classify_motion(video) == label for video, label in zip(videos.cpu(), labels))

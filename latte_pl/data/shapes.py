@@ -66,6 +66,7 @@ class MovingShapes:
         num_videos: number of videos; 50,000 for train and 1,000 for val if None.
         seed: another seed is another data set.
         length: source frames of a video.
+        held_out: colours that each motion is never trained with, see `is_held_out`; "val" has them all.
 
     Raises:
         ValueError: the split is unknown, or a number is too small.
@@ -80,6 +81,7 @@ class MovingShapes:
         num_videos: int | None = None,
         seed: int = 0,
         length: int = 16,
+        held_out: int = 0,
     ) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split is {split!r}; choose one of {', '.join(get_args(Split))}")
@@ -92,8 +94,11 @@ class MovingShapes:
         self.num_videos = (50_000 if split == "train" else 1_000) if num_videos is None else num_videos
         if self.num_videos < 1 or length < 2:
             raise ValueError(f"num_videos must be at least 1 and length at least 2, not {self.num_videos} and {length}")
+        if not 0 <= held_out < len(PALETTE):
+            raise ValueError(f"held_out is {held_out}; of {len(PALETTE)} colours a motion needs one to train with")
         self.seed = seed
         self.length = length
+        self.held_out = held_out
         self.class_names = list(MOTIONS)
 
     def __len__(self) -> int:
@@ -107,7 +112,9 @@ class MovingShapes:
 
     def fingerprint(self) -> str:
         """Return a hash of what ``read`` can return: the parameters and the version of the drawing code."""
-        about = (DRAWING, self.split, self.height, self.width, self.num_videos, self.seed, self.length)
+        about: tuple = (DRAWING, self.split, self.height, self.width, self.num_videos, self.seed, self.length)
+        if self.held_out and self.split == "train":
+            about += (self.held_out,)
         return hashlib.sha256(repr(about).encode()).hexdigest()
 
     def attributes(self, index: int) -> Attributes:
@@ -166,10 +173,18 @@ class MovingShapes:
     def _attributes(self, index: int, stream: np.random.Generator) -> Attributes:
         return {
             "shape": SHAPES[stream.integers(len(SHAPES))],
-            "colour": list(PALETTE)[stream.integers(len(PALETTE))],
+            "colour": self._colour(list(PALETTE)[stream.integers(len(PALETTE))], index),
             "motion": MOTIONS[self.label(index)],
             "background": BACKGROUNDS[stream.integers(len(BACKGROUNDS))],
         }
+
+    def _colour(self, drawn: str, index: int) -> str:
+        """Return the colour drawn for a video, or another one where training never sees it."""
+        motion = MOTIONS[self.label(index)]
+        if self.split != "train" or not is_held_out(drawn, motion, self.held_out):
+            return drawn
+        seen = [colour for colour in PALETTE if not is_held_out(colour, motion, self.held_out)]
+        return seen[numpy_stream(self.seed, "shapes colour", index).integers(len(seen))]
 
     def _path(self, motion: str, stream: np.random.Generator) -> tuple[Array, Array, Array]:
         """Return centre and radius in pixels in every source frame, each (length,); the shape never leaves."""
@@ -223,6 +238,14 @@ class MovingShapes:
         dy = (rows[:, None] - y[:, None, None]) / radius  # (F, H, 1)
         distance = _signed_distance(shape, dx, dy, tilt) * radius  # (F, H, W)
         return np.clip(0.5 - distance, 0, 1)
+
+
+def is_held_out(colour: str, motion: str, held_out: int) -> bool:
+    """Say whether a colour is kept from a motion: on ``held_out`` of the eight diagonals of colours x motions.
+
+    So every colour and every motion loses equally many partners.
+    """
+    return (list(PALETTE).index(colour) + MOTIONS.index(motion)) % len(MOTIONS) < held_out
 
 
 def _place(offset: Array, radius: Array, side: int, share: float) -> Array:

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import torch_stream
-
-Captions = tuple[Tensor, Tensor]
-"""Embeddings (B, L, E) and bool mask (B, L) of captions, or (B, 1 + N, L, E) and (B, 1 + N, L) in joint training."""
+from latte_pl.types import Text
 
 # what else the released model is; its width, depth and the like are arguments
 FIXED = {
@@ -160,10 +158,9 @@ class TextToVideo(Denoiser):
         with torch.no_grad():
             self.null_caption.copy_(embedding)
 
-    def null_text(self, text: Captions) -> Captions:
+    def null_text(self, text: Text) -> Text:
         """Return as many null captions."""
-        embeddings, mask = text
-        return embeddings, torch.zeros_like(mask)
+        return Text(text.embeddings, torch.zeros_like(text.mask))
 
     def init_weights(self, seed: int | None = None) -> None:
         """Initialise all parameters as those of `latte_pl.nn.Latte` are.
@@ -191,7 +188,7 @@ class TextToVideo(Denoiser):
         x: Tensor,
         timesteps: Tensor,
         labels: Tensor | None = None,
-        text: Captions | None = None,
+        text: Text | None = None,
         num_images: int = 0,
     ) -> Tensor:
         """Predict the noise (and variance) of noisy latents.
@@ -238,7 +235,7 @@ class TextToVideo(Denoiser):
         )[0]
         return out.transpose(1, 2)  # (B, F, C', H, W)
 
-    def _check_inputs(self, x: Tensor, timesteps: Tensor, text: Captions | None, num_images: int) -> Captions:
+    def _check_inputs(self, x: Tensor, timesteps: Tensor, text: Text | None, num_images: int) -> Text:
         """Refuse inputs of `forward` that do not fit; return the captions as (B, 1 + N, L, E) and (B, 1 + N, L)."""
         expected = (self.in_channels, *self.input_size)
         if x.ndim != 5 or tuple(x.shape[2:]) != expected:
@@ -263,7 +260,7 @@ class TextToVideo(Denoiser):
                 f"{tuple(mask.shape)}"
             )
         shape = (len(x), 1 + num_images, *embeddings.shape[-2:])
-        return embeddings.reshape(shape), mask.reshape(shape[:-1])
+        return Text(embeddings.reshape(shape), mask.reshape(shape[:-1]))
 
     def _take(self, released: Any, source: str | Path) -> None:
         """Copy the weights of another model of diffusers' class."""

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from latte_pl.types import Text
+
 
 class Denoiser(nn.Module, ABC):
     """Base of the networks that a training module takes.
@@ -23,6 +25,8 @@ class Denoiser(nn.Module, ABC):
     conditioning: str
     """What enters beside the timestep: one of `latte_pl.types.Conditioning`."""
     num_classes: int
+    text_dim: int
+    """E, width of the captions' embeddings; 0 without."""
     class_dropout: float
     """Rate at which the caller drops the condition in training."""
     blocks: Iterable[nn.Module]
@@ -32,6 +36,10 @@ class Denoiser(nn.Module, ABC):
     def null_label(self) -> int:
         """The label that means no class: the row after the last class."""
         return self.num_classes
+
+    @abstractmethod
+    def null_text(self, text: Text) -> Text:
+        """Return as many null captions as there are captions."""
 
     @abstractmethod
     def init_weights(self, seed: int | None = None) -> None:

@@ -13,14 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latte_pl.nn import Latte
 from latte_pl.nn.variants import TemporalBlock
+from latte_pl.types import Text
 
 # the first pattern that fits a module's name decides; the order is that of the printed table
 PARTS = (
     ("patch embedding", r"x_embedder"),
     ("timestep and label", r"[ty]_embedder"),
+    ("caption projection", r"text_embedder"),
     ("adaLN modulation", r".*adaLN_modulation"),
     ("spatial attention", r"blocks\.\d+\.attn(?!_)"),
     ("temporal attention", r"blocks\.\d+\.attn_temporal"),
+    ("cross-attention", r"blocks\.\d+\.cross_attn"),
     ("MLP", r"blocks\.\d+\.mlp"),
     ("final layer", r"final_layer"),
 )
@@ -93,6 +96,9 @@ def count_cost(net: Latte, num_images: int = 0, batch_size: int = 1) -> Cost:
         if net.conditioning == "class":
             shape = (batch_size, 1 + num_images) if num_images else (batch_size,)
             inputs["labels"] = torch.zeros(shape, dtype=torch.long)
+        if net.conditioning == "text":
+            tokens = (batch_size, 1 + num_images, net.text_length)
+            inputs["text"] = Text(torch.zeros(*tokens, net.text_dim), torch.ones(tokens, dtype=torch.bool))
         with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             output = functional_call(net, state, kwargs=inputs)  # held, so that no storage is freed and counted twice
         weights = {tensor.untyped_storage()._cdata for tensor in state.values()}

@@ -28,6 +28,19 @@ def test_costs_are_those_of_a_real_forward_pass(variant, injection):
     assert cost.flops["spatial attention"] > temporal
 
 
+def test_captions_have_their_own_parts():
+    plain, text = small(depth=2, conditioning="none"), small(depth=2, conditioning="text", text_dim=6, text_length=5)
+    before, after = count_cost(plain), count_cost(text)
+    assert after.num_parameters == sum(p.numel() for p in text.parameters())
+    assert {part: count for part, count in after.parameters.items() if part in before.parameters} == before.parameters
+    assert after.parameters["cross-attention"] == 4 * 32 * 33
+    assert after.parameters["caption projection"] == 7 * 32 + 33 * 32 + 32
+    queries, tokens = 4 * 6, 1 + 5
+    linear = 2 * 32 * 32
+    assert after.flops["cross-attention"] >= 2 * queries * linear + 2 * tokens * linear
+    assert after.flops["caption projection"] == 5 * (2 * 6 * 32 + linear)
+
+
 def test_the_flops_of_one_block_are_those_counted_by_hand():
     net = small(depth=2, conditioning="none")
     tokens, width = 4 * 6, 32
