@@ -206,7 +206,7 @@ def test_a_tubelet_of_equal_frames_is_the_image_of_dit(num_images):
     x = frames(2 + num_images)
     clip = torch.cat([x[:, :2].repeat_interleave(2, dim=1), x[:, 2:]], dim=1)  # frames a, a, b, b and the images
     labels = LABELS[:, None].expand(-1, 1 + num_images) if num_images else LABELS
-    out = net(clip, TIMESTEPS, labels, num_images)
+    out = net(clip, TIMESTEPS, labels, num_images=num_images)
     for f in range(clip.shape[1]):
         torch.testing.assert_close(out[:, f], dit(state, clip[:, f], TIMESTEPS, LABELS))
 

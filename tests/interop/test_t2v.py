@@ -1,17 +1,18 @@
 """The text-to-video wrapper against diffusers' own model and pipeline, on small random weights."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from torch.utils._pytree import tree_map
 
-from latte_pl import cli
 from latte_pl.codecs import PixelCodec
 from latte_pl.diffusion import GaussianDiffusion
 from latte_pl.interop import TextToVideo
 from latte_pl.training import LatteModule
+from latte_pl.types import Text
 
 FRAMES, IMAGES, TOKENS, WIDTH = 3, 2, 5, 12
 SMALL = {"hidden_size": 32, "depth": 2, "num_heads": 4, "input_size": (4, 6), "sample_size": 4, "num_frames": FRAMES}
@@ -41,7 +42,7 @@ def captions(*groups, lengths=None):
     """Embeddings and mask; of each caption the first ``lengths`` tokens are there."""
     embeddings = draw(*groups, TOKENS, WIDTH, seed=2)
     lengths = torch.full(groups, TOKENS) if lengths is None else torch.tensor(lengths)
-    return embeddings, torch.arange(TOKENS) < lengths[..., None]
+    return Text(embeddings, torch.arange(TOKENS) < lengths[..., None])
 
 
 def theirs(net, x, timesteps, embeddings, **options):
@@ -149,7 +150,9 @@ def test_every_weight_learns_from_the_loss():
 
 
 def test_the_training_module_takes_it():
-    module = LatteModule(small(in_channels=3), GaussianDiffusion(), PixelCodec())
+    module = LatteModule(
+        small(in_channels=3), GaussianDiffusion(), PixelCodec(), text_encoder=SimpleNamespace(width=WIDTH)
+    )
     module.init_weights(seed=4)
     first = copy.deepcopy(module.net.state_dict())
     assert module.net.state_dict().keys() == module.ema.state_dict().keys()
@@ -256,24 +259,3 @@ def test_the_defaults_are_the_released_model():
     assert {name: net.transformer.config[name] for name in released} == released
     shapes = {name: value.shape for name, value in net.transformer.state_dict().items()}
     assert shapes == {name: value.shape for name, value in reference.state_dict().items()}
-
-
-NET = ["--model.net.class_path=latte_pl.interop.TextToVideo"]
-NET += [f"--model.net.init_args.{name}={value}" for name, value in (SMALL | {"input_size": 8, "num_frames": 8}).items()]
-
-
-def test_a_run_starts_from_the_released_weights(tmp_path, monkeypatch, capsys):
-    seen = {}
-    monkeypatch.setattr("latte_pl.training.trainer.LatteTrainer.fit", lambda self, model, **_: seen.update(model=model))
-    monkeypatch.chdir(tmp_path)
-    source = small(input_size=8, num_frames=8)
-    source.transformer.save_pretrained(tmp_path / "latte-1/transformer")
-    args = ["fit", "-c", "data/shapes.yaml", "-c", "experiment/t2v.yaml", *NET, "--model.codec.source=embedded"]
-    cli.main([*args, "--model.pretrained.source=latte-1"])
-    assert "start from latte-1" in capsys.readouterr().out
-    for net in (seen["model"].net, seen["model"].ema):
-        for name, value in source.transformer.state_dict().items():
-            assert torch.equal(net.transformer.state_dict()[name], value), name
-    with pytest.raises(SystemExit):
-        cli.main([*args, "--model.pretrained.source=latte-2"])
-    assert "latte: error: the model 'latte-2' is no folder" in capsys.readouterr().err

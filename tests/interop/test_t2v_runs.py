@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_t2v import SMALL, small
+from test_t2v import small
 
 from latte_pl import cli
 from latte_pl.codecs import T5Encoder
@@ -44,8 +44,20 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_run_starts_from_the_released_weights(place, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr("latte_pl.training.trainer.LatteTrainer.fit", lambda self, model, **_: seen.update(model=model))
+    cli.main(["fit", "-c", "t2v.yaml"])
+    assert "start from latte-1" in capsys.readouterr().out
+    for net in (seen["model"].net, seen["model"].ema):
+        for name, value in small().transformer.state_dict().items():
+            assert torch.equal(net.transformer.state_dict()[name], value), name
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "-c", "t2v.yaml", "--model.pretrained.source=latte-2"])
+    assert "latte: error: the model 'latte-2' is no folder" in capsys.readouterr().err
+
+
 def test_fine_tuning_and_sampling(place):
-    assert SMALL["text_dim"] == 12
     cli.main(["fit", "-c", "t2v.yaml", "--name=tuned", "--trainer.max_steps=2"])
     module = load("runs/tuned")
     start = small().transformer.state_dict()
