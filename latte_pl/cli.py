@@ -16,6 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils.logging import disable_progress_bar
 
 from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
@@ -249,6 +250,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 def quiet() -> None:
     """Silence the notices of libraries that ask nothing of the user."""
+    disable_progress_bar()  # of loading a text encoder
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (

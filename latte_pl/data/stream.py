@@ -35,15 +35,13 @@ class VideoDataset(Protocol):
         """Return a clip of one video; without a generator the evaluation view (fixed start, no flip)."""
 
 
-class CaptionedVideos(VideoDataset, Protocol):
-    """Videos with captions."""
-
-    def caption(self, index: int) -> str:
-        """Return the caption of a video."""
-
-
 def captions(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
-    """Return the captions of a clip and its images as a field of `VideoBatch`: cached embeddings, or else strings."""
+    """Return the captions of a clip and its images as a field of `VideoBatch`.
+
+    Args:
+        dataset: Videos with ``caption(index)``, or with ``text(index)`` where the embeddings are cached.
+        indices: The clip's video, then each image's.
+    """
     if hasattr(dataset, "text"):
         rows = [dataset.text(index) for index in indices]
         text = Text(*(torch.stack(part) for part in zip(*rows)))  # (1 + N, L, E) and (1 + N, L)

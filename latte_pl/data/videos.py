@@ -73,6 +73,7 @@ class VideoFiles(VideoDataModule):
             split=split,
             flip=self.flip,
             cache_dir=self.cache_dir,
+            captions=self.captions,
             **self.options,
         )
 
@@ -81,7 +82,8 @@ class VideoFiles(VideoDataModule):
         wanted: AnySplit = "all" if self.split == "all" else split
         if self.latents is None:
             return self.open(wanted, self.num_frames, self.interval)
-        return CachedLatents(self.latents, wanted, self.num_frames, self.interval, self.flip, self.settings)
+        settings = self.settings
+        return CachedLatents(self.latents, wanted, self.num_frames, self.interval, self.flip, settings, self.captions)
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:
         """Return one split, opened at most once; training on everything, both are one."""
@@ -97,14 +99,18 @@ class VideoFiles(VideoDataModule):
             _warn(f"data.split is all: the validation videos of {self.root} are training videos")
 
     def setup(self, stage: str) -> None:
-        """Refuse latents of another codec than the model's.
+        """Refuse latents of another codec or text encoder than the model's.
 
         Raises:
-            ValueError: When codec or scale differ; both values are named.
+            ValueError: When codec, scale or text encoder differ; both values are named.
         """
-        dataset, codec = self.dataset("train"), getattr(getattr(self.trainer, "lightning_module", None), "codec", None)
-        if isinstance(dataset, CachedLatents) and codec is not None:
-            dataset.check({"scale": codec.scale, "codec": codec.fingerprint()})
+        dataset, module = self.dataset("train"), getattr(self.trainer, "lightning_module", None)
+        if not isinstance(dataset, CachedLatents) or module is None:
+            return
+        settings = {"scale": module.codec.scale, "codec": module.codec.fingerprint()}
+        if self.captions and module.net.conditioning == "text":
+            settings["text"] = module.text_encoder.fingerprint()
+        dataset.check(settings)
 
     def train_weights(self) -> NDArray[np.float64] | None:
         """Return the probability of each training video."""

@@ -4,35 +4,12 @@ import importlib.util
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from fake_text import write_t5
 
 from latte_pl.codecs import MiniLMEncoder, T5Encoder
 from latte_pl.types import Text
 
-WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "square", "star", "moves", "left", "right"]
 CAPTIONS = ["a red square moves left", "a blue star", "", "a red square moves right left right left"]
-
-
-def write_t5(folder, seed=0, pipeline=False):
-    """Save an encoder of 11 words and random weights, the tokens of a caption ended by </s> as T5's are."""
-    words = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
-    )
-    torch.manual_seed(seed)
-    model = T5EncoderModel(T5Config(vocab_size=11, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=3))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.5)
-    tokenizer.save_pretrained(folder / "tokenizer" if pipeline else folder)
-    model.save_pretrained(folder / "text_encoder" if pipeline else folder)
-    return model
 
 
 @pytest.fixture
