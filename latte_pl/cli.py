@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
-from latte_pl.interop import load_dit
+from latte_pl.interop import TextToVideo, load_dit
 from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
 from latte_pl.training import encode, weights
@@ -102,15 +102,20 @@ class LatteCLI(LightningCLI):
         """Leave the configuration alone: `main` has put the checkpoint's first, so that explicit values win."""
 
     def after_instantiate_classes(self) -> None:
-        """Draw the initial weights of a new run from its seed, or take them from the image model that it names."""
+        """Draw the initial weights of a new run from its seed, or take them from the model that it names."""
         if self.subcommand != "fit":
             return
         self.model.init_weights(run_seed())
-        start = self.model.pretrained
+        net, start = self.model.net, self.model.pretrained
         if start is None or self.config_init["fit"]["ckpt_path"]:  # a run that goes on has its own weights
             return
-        table = load_dit(self.model.net, start.source, labels=start.labels, temporal=start.temporal)
-        self.model.ema.load_state_dict(self.model.net.state_dict())
+        table: Any = "all weights of diffusers' model; the null caption is the text encoder's of the empty prompt"
+        if isinstance(net, TextToVideo):
+            net.load(start.source)
+            net.set_null_caption(self.model.text_encoder.tokens("")[-1:])  # T5 makes one token of it, the last
+        else:
+            table = load_dit(net, start.source, labels=start.labels, temporal=start.temporal)
+        self.model.ema.load_state_dict(net.state_dict())
         if self.trainer.is_global_zero:
             print(f"\nstart from {start.source}\n{table}\n")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latte_pl.nn.conditioning import LabelEmbedder, Modulation, TimestepEmbedder, layer_norm, modulate, per_frame
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.nn.patches import TubeletFrames, TubeletPatches, UniformPatches, unpatch
 from latte_pl.nn.positions import rotary_phases, sincos_1d, sincos_2d
 from latte_pl.nn.text import TextEmbedder
@@ -45,7 +46,7 @@ class FinalLayer(nn.Module):
         return self.linear(x)
 
 
-class Latte(nn.Module):
+class Latte(Denoiser):
     """Predict noise (and variance) of video latents by spatial and temporal attention on the patches of all frames.
 
     Activations are (B, F, S, D) from the first block to the last; the parameters of the interleaved, class-conditional
@@ -91,6 +92,7 @@ class Latte(nn.Module):
         ValueError: an unknown name, a size that does not divide, or a missing argument.
     """
 
+    blocks: nn.ModuleList
     pos_embed: Tensor
     temp_embed: Tensor
 
@@ -180,11 +182,6 @@ class Latte(nn.Module):
         """Width of an attention head; "split_heads" has half as many heads, twice as wide."""
         return self.hidden_size // (self.num_heads // 2 if self.variant == "split_heads" else self.num_heads)
 
-    @property
-    def null_label(self) -> int:
-        """The label that means no class: the row after the last class."""
-        return self.num_classes
-
     def null_text(self, text: Text) -> Text:
         """Return as many captions that say nothing: their tokens are masked, and the model's learned one is read."""
         return Text(text.embeddings, torch.zeros_like(text.mask))
@@ -214,11 +211,6 @@ class Latte(nn.Module):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
             else:
                 nn.init.xavier_uniform_(parameter.data.flatten(1), generator=generator)
-
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile each block in place by `torch.compile`; blocks of a kind share code, parameters keep their names."""
-        for block in self.blocks:
-            block.compile(backend=backend)
 
     def forward(
         self,

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from latte_pl.codecs import Codec, TextEncoder, to_uint8
 from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.diffusion import Diffusion, Guidance
-from latte_pl.nn import Latte
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
 from latte_pl.training.settings import Pretrained, Sampling
 from latte_pl.types import Text, VideoBatch
@@ -37,7 +37,7 @@ class LatteModule(LightningModule):
         diffusion: Objective and samplers.
         codec: Frozen autoencoder; not a registered submodule, so in no checkpoint and no optimizer.
         sampling: How samples are drawn.
-        pretrained: Image model that a new run starts from; read once, by `latte fit`.
+        pretrained: Weights that a new run starts from; read once, by `latte fit`.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -52,7 +52,7 @@ class LatteModule(LightningModule):
 
     def __init__(
         self,
-        net: Latte,
+        net: Denoiser,
         diffusion: Diffusion,
         codec: Codec,
         sampling: Sampling = Sampling(),  # noqa: B008 -- never mutated; jsonargparse reads the default

@@ -1,4 +1,4 @@
-"""Groups of settings of a `LatteModule`: how samples are drawn, and what image model it starts from."""
+"""Groups of settings of the training module."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -27,11 +27,15 @@ class Sampling:
 
 @dataclass
 class Pretrained:
-    """An image model that a new run's denoiser starts from, see `latte_pl.interop.load_dit`.
+    """Weights that a new run's denoiser starts from.
+
+    For `latte_pl.nn.Latte` they are an image model's, see `latte_pl.interop.load_dit`; for
+    `latte_pl.interop.TextToVideo` the released ones.
 
     Args:
-        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial".
-        labels: The label table: drawn anew, kept, or dropped for an unconditional model.
+        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial"; for
+            TextToVideo a folder of diffusers, or a hub name.
+        labels: The label table of an image model: drawn anew, kept, or dropped for an unconditional model.
         temporal: Temporal layers: copied from the image model's blocks, or starting as identities.
     """
 

@@ -260,8 +260,18 @@ def test_the_table_says_what_became_of_each_part():
     rows = [tuple(row)[:2] for row in load_dit(latte(depth=8), dit_state(), labels="keep").rows]
     assert ("spatial blocks", "copied") in rows
     assert ("temporal blocks", "repeated") in rows
-    merged = load_dit(latte(variant="split_heads"), dit_state() | {}, labels="keep")
-    assert "merged" not in str(merged)  # of an unknown width the heads are not known
+
+
+def test_the_table_says_where_heads_are_merged():
+    """The width of size S tells the DiT's heads."""
+    shape = {"size": "S", "depth": 1, "input_size": 4, "mlp_ratio": 1.0}
+    state = Latte(variant="spatial", **shape).state_dict()
+    for heads, said in ((6, True), (12, False)):
+        net = Latte(variant="split_heads", num_heads=heads, **shape)
+        table = str(load_dit(net, state, labels="drop"))
+        assert ("its 6 heads merged in 3, which changes its function" in table) == said
+    with pytest.raises(ValueError, match="num_heads 6 and the model 12"):
+        load_dit(Latte(variant="split_attention", num_heads=12, **shape), state, labels="drop")
 
 
 @pytest.mark.parametrize(("own", "expected"), [(23, 0), (20, 0), (1, 0)])
