@@ -29,7 +29,7 @@ def lock(folder: Path) -> FileLock:
 
 def held(folder: Path) -> bool:
     """Whether some process is at work on a trial."""
-    if not folder.parent.is_dir():
+    if not folder.with_name(f"{folder.name}.lock").is_file():
         return False
     probe = lock(folder)
     try:
