@@ -247,9 +247,7 @@ def read_back(key: str, module: LatteModule, data: VideoDataModule) -> Any:
     found: Any = {"model": module, "data": data}.get(root)
     for name in names:
         if not hasattr(found, name):
-            raise ValueError(
-                f"the row sets {key}, which cannot be read back from what was built; leave it to the scale"
-            )
+            raise ValueError(f"the row sets {key}, which nothing that was built shows; leave it to the scale")
         found = getattr(found, name)
     return found
 
