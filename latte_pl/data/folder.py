@@ -58,6 +58,9 @@ class VideoFolder:
             paths; 0 validates on the training videos.
         cache_dir: Where to keep the index of the files; None for a hidden folder in ``root``.
         num_threads: Files indexed at once; None for one per processor.
+        captions: Set videos without a caption aside: a text file beside the video, ``<video>.txt`` for ``<video>.mp4``
+            or for the folder of frames ``<video>``, whose words are its caption. Captions that speak of left and right
+            want ``flip=False``.
 
     Attributes:
         class_names: Names of the classes, empty when unlabelled.
@@ -92,6 +95,7 @@ class VideoFolder:
         holdout: float = 0.1,
         cache_dir: str | Path | None = None,
         num_threads: int | None = None,
+        captions: bool = False,
     ) -> None:
         self.root = Path(root).expanduser()
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -107,7 +111,7 @@ class VideoFolder:
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is a file; give the folder that holds the videos")
         self.num_frames, self.interval, self.split, self.flip = num_frames, interval, split, flip
-        self.holdout = holdout
+        self.holdout, self.captions = holdout, captions
         layout = self.find()
         self.class_names = layout.class_names
         items = self._choose(layout.items, split, holdout)
@@ -123,6 +127,8 @@ class VideoFolder:
                 self.quarantine.append((item.found.path, entry.problem))
             elif entry.index.num_frames < needed:
                 self.quarantine.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval)))
+            elif captions and not self._caption(item):
+                self.quarantine.append((item.found.path, f"no caption in {self._caption_file(item).name} beside it"))
             else:
                 self._items.append(item)
                 self._indices.append(entry.index)
@@ -193,6 +199,18 @@ class VideoFolder:
         """Return the class of a video, 0 when unlabelled."""
         return self._items[index].label
 
+    def caption(self, index: int) -> str:
+        """Return the caption of a video, "" when it has none."""
+        return self._caption(self._items[index])
+
+    def _caption(self, item: Item) -> str:
+        path = self._caption_file(item)
+        return " ".join(path.read_text(encoding="utf-8-sig", errors="replace").split()) if path.is_file() else ""
+
+    def _caption_file(self, item: Item) -> Path:
+        path = self.root / item.found.path
+        return path.with_name(f"{path.name if item.found.names else path.stem}.txt")
+
     def path(self, index: int) -> str:
         """Return the path of a video below the root."""
         return self._items[index].found.path
@@ -235,8 +253,9 @@ class VideoFolder:
         return [numbers[item.found.path] for item in chosen if item.found.path in numbers]
 
     def fingerprint(self) -> str:
-        """Return a hash of what `frames` can return: the files, their order and the size of the pictures."""
-        return _hash([repr(self.size), *(f"{i.found.path}\n{i.found.signature}" for i in self._items)])
+        """Return a hash of what can be read: the files, their order, the size of the pictures, captions."""
+        captions = [self._caption(item) for item in self._items] if self.captions else []
+        return _hash([repr(self.size), *(f"{i.found.path}\n{i.found.signature}" for i in self._items), *captions])
 
 
 def too_short(length: int, num_frames: int, interval: int) -> str:

@@ -2,7 +2,8 @@
 
 A cache is a folder with a manifest and shards. A shard is a safetensors file with one fp16 tensor a video, named by its
 number: (F, V, 2C, h, w), unscaled mean and log-variance of every frame in V views, as it is and mirrored. So start,
-interval, mirroring and the posterior's sample are drawn while training, as they are from pixels.
+interval, mirroring and the posterior's sample are drawn while training, as they are from pixels. With captions there is
+another one, named NUMBER.text: (n, E), the embeddings of the caption's n tokens.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import logging
 import os
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from latte_pl.data.stream import Sampling, sampling_weights
 from latte_pl.data.transforms import draw_view, span
+from latte_pl.types import Text
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -44,7 +46,8 @@ class Manifest:
     """What a cache holds.
 
     Attributes:
-        settings: What the latents depend on, by name: codec, scale, size, crop, mirrored, data and its options.
+        settings: What the latents depend on, by name: codec, scale, size, crop, mirrored, data and its options;
+            text encoder and its length, None without captions.
         fingerprint: Hash of the files that were encoded.
         class_names: Names of the classes, empty when unlabelled.
         shape: Channels (2C), height and width of a frame's moments.
@@ -52,6 +55,7 @@ class Manifest:
         splits: Numbers of the videos of each split, in the order of the data set.
         quarantine: Path and reason of every video that cannot be used.
         checksums: SHA-256 of the data of each shard; empty until all are written.
+        captions: Caption of each video; empty without captions.
         format: Version of this layout.
     """
 
@@ -63,6 +67,7 @@ class Manifest:
     splits: dict[str, list[int]]
     quarantine: list[tuple[str, str]]
     checksums: list[str]
+    captions: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     @classmethod
@@ -116,6 +121,7 @@ class CachedLatents:
         interval: Distance between the frames of a clip, in frames of the video.
         flip: Mirror half of the training clips.
         settings: What the latents have to agree with.
+        captions: Whether captions will be read.
 
     Raises:
         FileNotFoundError: When the folder holds no cache, or the cache no such split.
@@ -132,6 +138,7 @@ class CachedLatents:
         interval: int = 3,
         flip: bool = False,
         settings: dict[str, Any] | None = None,
+        captions: bool = False,
     ) -> None:
         self.folder = Path(folder).expanduser()
         manifest = Manifest.read(self.folder)
@@ -140,6 +147,11 @@ class CachedLatents:
             raise FileNotFoundError(f'the latents in {self.folder} have no "{split}" split')
         if not manifest.checksums:
             raise ValueError(f"the latents in {self.folder} are unfinished; run `latte encode` again, it goes on there")
+        if captions and not manifest.captions:
+            raise ValueError(
+                f"the latents in {self.folder} hold no captions; encode into another folder with data.captions true"
+            )
+        self._captions = manifest.captions
         self.num_frames, self.interval, self.flip = num_frames, interval, flip
         self.class_names, self._settings = manifest.class_names, manifest.settings
         self._needed = span(num_frames, interval)
@@ -183,6 +195,17 @@ class CachedLatents:
     def label(self, index: int) -> int:
         """Return the class of a video, 0 when unlabelled."""
         return self._videos[index].label
+
+    def caption(self, index: int) -> str:
+        """Return the caption of a video."""
+        return self._captions[self._numbers[index]]
+
+    def text(self, index: int) -> Text:
+        """Return the embeddings (L, E) float16 and the mask (L,) of a video's caption."""
+        with safe_open(self.folder / shard_name(self._videos[index].shard), "pt") as file:
+            tokens = file.get_tensor(f"{self._numbers[index]}.text")
+        embeddings, mask = Text.padded([tokens], self._settings["text_length"])
+        return Text(embeddings[0], mask[0])
 
     def path(self, index: int) -> str:
         """Return the path of a video below the root of its data set."""

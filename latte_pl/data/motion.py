@@ -58,15 +58,10 @@ def track(video: Tensor) -> tuple[Array, Array, Array] | None:
         Times in [0, 1] (K,) of the frames that show one shape, its centroids (K, 2) as x and y (down), and the roots
         of its area (K,), in units of the picture's shorter side; None when too few frames do.
     """
-    frames = video.numpy().astype(np.float32)
-    num_frames, _, height, width = frames.shape
-    distance = np.linalg.norm(frames - _background(frames), axis=1)  # (F, H, W)
-    flat = distance.reshape(num_frames, -1)
-    top = max(4, flat.shape[1] // 200)
-    contrast = float(np.median(np.partition(flat, -top, axis=1)[:, -top:].mean(axis=1)))
-    if contrast < 30:
+    mass = salience(video)
+    if mass is None:
         return None
-    mass = np.clip((distance / contrast - 0.35) / 0.3, 0, 1)  # soft, so that areas and centroids are sub-pixel
+    num_frames, height, width = mass.shape
     area = mass.sum(axis=(1, 2))
     y, x = np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5
     weight = mass / np.maximum(area, 1e-6)[:, None, None]
@@ -79,6 +74,19 @@ def track(video: Tensor) -> tuple[Array, Array, Array] | None:
     side = min(height, width)
     times = np.linspace(0, 1, num_frames)
     return times[good], path[good] / side, np.sqrt(area[good]) / side
+
+
+def salience(video: Tensor) -> Array | None:
+    """Return how far each pixel of a clip (F, 3, H, W) belongs to its shape, (F, H, W) in [0, 1]; None without one."""
+    frames = video.numpy().astype(np.float32)
+    num_frames = len(frames)
+    distance = np.linalg.norm(frames - _background(frames), axis=1)  # (F, H, W)
+    flat = distance.reshape(num_frames, -1)
+    top = max(4, flat.shape[1] // 200)
+    contrast = float(np.median(np.partition(flat, -top, axis=1)[:, -top:].mean(axis=1)))
+    if contrast < 30:
+        return None
+    return np.clip((distance / contrast - 0.35) / 0.3, 0, 1)  # soft, so that areas and centroids are sub-pixel
 
 
 def _background(frames: Array) -> Array:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latte_pl.data.transforms import draw_view
 from latte_pl.streams import numpy_stream
 
 Split = Literal["train", "val"]
@@ -66,6 +67,7 @@ class MovingShapes:
         num_videos: number of videos; 50,000 for train and 1,000 for val if None.
         seed: another seed is another data set.
         length: source frames of a video.
+        held_out: colours that each motion is never trained with, see `is_held_out`; "val" has them all.
 
     Raises:
         ValueError: the split is unknown, or a number is too small.
@@ -80,6 +82,7 @@ class MovingShapes:
         num_videos: int | None = None,
         seed: int = 0,
         length: int = 16,
+        held_out: int = 0,
     ) -> None:
         if split not in get_args(Split):
             raise ValueError(f"split is {split!r}; choose one of {', '.join(get_args(Split))}")
@@ -92,8 +95,11 @@ class MovingShapes:
         self.num_videos = (50_000 if split == "train" else 1_000) if num_videos is None else num_videos
         if self.num_videos < 1 or length < 2:
             raise ValueError(f"num_videos must be at least 1 and length at least 2, not {self.num_videos} and {length}")
+        if not 0 <= held_out < len(PALETTE):
+            raise ValueError(f"held_out is {held_out}; of {len(PALETTE)} colours a motion needs one to train with")
         self.seed = seed
         self.length = length
+        self.held_out = held_out
         self.class_names = list(MOTIONS)
 
     def __len__(self) -> int:
@@ -107,7 +113,9 @@ class MovingShapes:
 
     def fingerprint(self) -> str:
         """Return a hash of what ``read`` can return: the parameters and the version of the drawing code."""
-        about = (DRAWING, self.split, self.height, self.width, self.num_videos, self.seed, self.length)
+        about: tuple = (DRAWING, self.split, self.height, self.width, self.num_videos, self.seed, self.length)
+        if self.held_out and self.split == "train":
+            about += (self.held_out,)
         return hashlib.sha256(repr(about).encode()).hexdigest()
 
     def attributes(self, index: int) -> Attributes:
@@ -127,7 +135,8 @@ class MovingShapes:
             index: number of the video.
             num_frames: frames of the clip, F.
             interval: source frames from one frame of the clip to the next.
-            rng: draws the first source frame and nothing else (a flip would change the class); None starts at 0.
+            rng: draws the first source frame, and a coin that turns nothing (a flip would change the class); None
+                starts at 0.
 
         Returns:
             (F, 3, H, W) uint8 RGB.
@@ -143,7 +152,7 @@ class MovingShapes:
                 f"{num_frames} frames at interval {interval} span {span} source frames, a shapes video has "
                 f"{self.length}; lower num_frames or interval, or raise length"
             )
-        start = 0 if rng is None else int(rng.integers(self.length - span + 1))
+        start = draw_view(self.length, num_frames, interval, False, rng).start  # the draws of all data sets
         names = self._attributes(index, stream)
         x, y, radius = (path[start : start + span : interval] for path in self._path(names["motion"], stream))
         tilt = 0.25 * (2 * stream.random() - 1)
@@ -166,10 +175,18 @@ class MovingShapes:
     def _attributes(self, index: int, stream: np.random.Generator) -> Attributes:
         return {
             "shape": SHAPES[stream.integers(len(SHAPES))],
-            "colour": list(PALETTE)[stream.integers(len(PALETTE))],
+            "colour": self._colour(list(PALETTE)[stream.integers(len(PALETTE))], index),
             "motion": MOTIONS[self.label(index)],
             "background": BACKGROUNDS[stream.integers(len(BACKGROUNDS))],
         }
+
+    def _colour(self, drawn: str, index: int) -> str:
+        """Return the colour drawn for a video, or another one where training never sees it."""
+        motion = MOTIONS[self.label(index)]
+        if self.split != "train" or not is_held_out(drawn, motion, self.held_out):
+            return drawn
+        seen = [colour for colour in PALETTE if not is_held_out(colour, motion, self.held_out)]
+        return seen[numpy_stream(self.seed, "shapes colour", index).integers(len(seen))]
 
     def _path(self, motion: str, stream: np.random.Generator) -> tuple[Array, Array, Array]:
         """Return centre and radius in pixels in every source frame, each (length,); the shape never leaves."""
@@ -223,6 +240,14 @@ class MovingShapes:
         dy = (rows[:, None] - y[:, None, None]) / radius  # (F, H, 1)
         distance = _signed_distance(shape, dx, dy, tilt) * radius  # (F, H, W)
         return np.clip(0.5 - distance, 0, 1)
+
+
+def is_held_out(colour: str, motion: str, held_out: int) -> bool:
+    """Say whether a colour is kept from a motion: on ``held_out`` of the eight diagonals of colours x motions.
+
+    So every colour and every motion loses equally many partners.
+    """
+    return (list(PALETTE).index(colour) + MOTIONS.index(motion)) % len(MOTIONS) < held_out
 
 
 def _place(offset: Array, radius: Array, side: int, share: float) -> Array:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from latte_pl.streams import numpy_stream
+from latte_pl.types import Text
 
 Sampling = Literal["videos", "clips", "classes"]
 
@@ -32,6 +33,21 @@ class VideoDataset(Protocol):
 
     def read(self, index: int, num_frames: int, interval: int, rng: np.random.Generator | None) -> Tensor:
         """Return a clip of one video; without a generator the evaluation view (fixed start, no flip)."""
+
+
+def captions(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
+    """Return the captions of a clip and its images as a field of `VideoBatch`.
+
+    Args:
+        dataset: Videos with ``caption(index)``, or with ``text(index)`` where the embeddings are cached.
+        indices: The clip's video, then each image's.
+    """
+    if hasattr(dataset, "text"):
+        rows = [dataset.text(index) for index in indices]
+        text = Text(*(torch.stack(part) for part in zip(*rows)))  # (1 + N, L, E) and (1 + N, L)
+        return {"text": text if len(indices) > 1 else Text(text.embeddings[0], text.mask[0])}
+    found = [dataset.caption(index) for index in indices]
+    return {"caption": found if len(found) > 1 else found[0]}
 
 
 def sampling_weights(
@@ -74,6 +90,7 @@ class ClipStream(Dataset[dict[str, Any]]):
         seed: Names the stream.
         num_images: Extra single frames N of other videos, appended for joint training.
         weights: Probability of each video (any positive scale); None visits every video once per epoch.
+        captions: Whether clips come with their captions.
     """
 
     def __init__(
@@ -84,11 +101,12 @@ class ClipStream(Dataset[dict[str, Any]]):
         seed: int,
         num_images: int = 0,
         weights: np.ndarray | None = None,
+        captions: bool = False,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset holds no videos; check the folder and the split")
         self.dataset, self.num_frames, self.interval = dataset, num_frames, interval
-        self.seed, self.num_images = seed, num_images
+        self.seed, self.num_images, self.captions = seed, num_images, captions
         self._cumulative = None if weights is None else np.cumsum(weights) / np.sum(weights)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -108,30 +126,35 @@ class ClipStream(Dataset[dict[str, Any]]):
         rng = numpy_stream(self.seed, "clip", clip)
         index = self.index(clip)
         frames = [self.dataset.read(index, self.num_frames, self.interval, rng)]
-        labels = [self.dataset.label(index)]
+        videos = [index]
         for _ in range(self.num_images):
             # another video than the clip's own, unless there is only one
             other = int(index + 1 + rng.integers(max(len(self.dataset) - 1, 1))) % len(self.dataset)
             frames.append(self.dataset.read(other, 1, 1, rng))
-            labels.append(self.dataset.label(other))
+            videos.append(other)
+        labels = [self.dataset.label(video) for video in videos]
         label = torch.tensor(labels) if self.num_images else torch.tensor(labels[0])
-        return {self.dataset.key: torch.cat(frames), "label": label, "clip": clip}
+        item = {self.dataset.key: torch.cat(frames), "label": label, "clip": clip}
+        return item | captions(self.dataset, videos) if self.captions else item
 
 
 class FixedClips(Dataset[dict[str, Any]]):
     """The evaluation view: ``num_clips`` clips spread evenly over the videos, without any random draw."""
 
-    def __init__(self, dataset: VideoDataset, num_frames: int, interval: int, num_clips: int) -> None:
+    def __init__(
+        self, dataset: VideoDataset, num_frames: int, interval: int, num_clips: int, captions: bool = False
+    ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset holds no videos; check the folder and the split")
         self.dataset, self.num_frames, self.interval = dataset, num_frames, interval
-        self.num_clips = min(num_clips, len(dataset))
+        self.num_clips, self.captions = min(num_clips, len(dataset)), captions
 
     def __getitem__(self, clip: int) -> dict[str, Any]:
         """Return one item of a `VideoBatch`; numbers past the end are padding, to be given no weight."""
         index = (clip % self.num_clips) * len(self.dataset) // self.num_clips
         video = self.dataset.read(index, self.num_frames, self.interval, None)
-        return {self.dataset.key: video, "label": torch.tensor(self.dataset.label(index)), "clip": clip}
+        item = {self.dataset.key: video, "label": torch.tensor(self.dataset.label(index)), "clip": clip}
+        return item | captions(self.dataset, [index]) if self.captions else item
 
 
 class GlobalBatches(Sampler[list[int]]):

@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 
-from latte_pl.data.datamodule import Split, VideoDataModule
+from latte_pl.data.datamodule import Split, VideoDataModule, check_codec
 from latte_pl.data.faceforensics import FaceForensicsVideos
 from latte_pl.data.folder import Split as AnySplit
 from latte_pl.data.folder import VideoFolder
@@ -73,15 +73,19 @@ class VideoFiles(VideoDataModule):
             split=split,
             flip=self.flip,
             cache_dir=self.cache_dir,
+            captions=self.captions,
             **self.options,
         )
 
     def build(self, split: Split) -> VideoFolder | CachedLatents:
         """Open one split, from the cache if there is one."""
         wanted: AnySplit = "all" if self.split == "all" else split
+        intervals = {"train": self.interval, "val": self.val_interval, "all": max(self.interval, self.val_interval)}
+        interval = intervals[wanted]
         if self.latents is None:
-            return self.open(wanted, self.num_frames, self.interval)
-        return CachedLatents(self.latents, wanted, self.num_frames, self.interval, self.flip, self.settings)
+            return self.open(wanted, self.num_frames, interval)
+        settings = self.settings
+        return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, settings, self.captions)
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:
         """Return one split, opened at most once; training on everything, both are one."""
@@ -97,14 +101,12 @@ class VideoFiles(VideoDataModule):
             _warn(f"data.split is all: the validation videos of {self.root} are training videos")
 
     def setup(self, stage: str) -> None:
-        """Refuse latents of another codec than the model's.
+        """Refuse latents of another codec or text encoder than the model's.
 
         Raises:
-            ValueError: When codec or scale differ; both values are named.
+            ValueError: When codec, scale or text encoder differ; both values are named.
         """
-        dataset, codec = self.dataset("train"), getattr(getattr(self.trainer, "lightning_module", None), "codec", None)
-        if isinstance(dataset, CachedLatents) and codec is not None:
-            dataset.check({"scale": codec.scale, "codec": codec.fingerprint()})
+        check_codec(self)
 
     def train_weights(self) -> NDArray[np.float64] | None:
         """Return the probability of each training video."""

@@ -67,6 +67,7 @@ def export_official(model: Latte) -> dict[str, Tensor]:
         "patch_embed": "uniform",
         "injection": "adaln",
         "temporal_position": "absolute",
+        "text_dim": 0,
         "grid": (model.grid[0],) * 2,
     }
     for name, value in official.items():

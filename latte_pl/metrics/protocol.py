@@ -67,8 +67,9 @@ class Protocol:
     guidance: float
     guidance_interval: tuple[float, float]
     """Timesteps of 0 to 1000 in which guidance acts."""
-    labels: Literal["none", "uniform", "cycle", "files"]
-    """Classes of the samples: none, drawn uniformly from the seed, or sample number modulo classes."""
+    labels: Literal["none", "uniform", "cycle", "captions", "files"]
+    """Classes of the samples: none, drawn uniformly from the seed, or sample number modulo classes; or captions, those
+    of the reals' videos in turn."""
     precision: str
     seed: int
 

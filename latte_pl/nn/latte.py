@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from latte_pl.nn.conditioning import LabelEmbedder, Modulation, TimestepEmbedder, layer_norm, modulate, per_frame
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.nn.patches import TubeletFrames, TubeletPatches, UniformPatches, unpatch
 from latte_pl.nn.positions import rotary_phases, sincos_1d, sincos_2d
+from latte_pl.nn.text import TextEmbedder
 from latte_pl.nn.variants import Context, SpatialBlock, arrangement
 from latte_pl.streams import torch_stream
-from latte_pl.types import Conditioning, Injection, PatchEmbed, Size, TemporalPosition, Variant
+from latte_pl.types import Conditioning, Injection, PatchEmbed, Size, TemporalPosition, Text, Variant
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (384, 12, 6),
@@ -44,12 +46,12 @@ class FinalLayer(nn.Module):
         return self.linear(x)
 
 
-class Latte(nn.Module):
+class Latte(Denoiser):
     """Predict noise (and variance) of video latents by spatial and temporal attention on the patches of all frames.
 
     Activations are (B, F, S, D) from the first block to the last; the parameters of the interleaved, class-conditional
-    model bear the names of the official code. The net draws no random numbers: label dropout is the caller's, who puts
-    `null_label` in place of a label at the rate `class_dropout`.
+    model bear the names of the official code. The net draws no random numbers: dropout of the condition is the
+    caller's, who puts `null_label` or `null_text` in its place at the rate `class_dropout`.
 
     Args:
         size: "S", "B", "L" or "XL", which give ``hidden_size``, ``depth`` and ``num_heads`` where these are None. The
@@ -64,7 +66,8 @@ class Latte(nn.Module):
         num_frames: frames F that the model is built for. `forward` takes any number.
         mlp_ratio: hidden width of the perceptrons over D.
         learn_sigma: 2C output channels (noise, then variance) for C.
-        variant: arrangement of spatial and temporal attention.
+        variant: arrangement of spatial and temporal attention. "spatial" has no temporal attention and no code in time:
+            it is DiT on each frame by itself, the image model that a video model can start from.
         patch_embed: "uniform" embeds the patches of each frame, "compression" tubelets of ``temporal_stride`` frames.
         temporal_stride: s of "compression". The paper doesn't give it; 2 is the tubelet of ViViT's small variants, and
             the smallest that compresses. With 1 the model is that of "uniform".
@@ -77,15 +80,19 @@ class Latte(nn.Module):
             frames that costs 1/8 more. The cheap one is the default: interleaved layers spread what it brings.
         temporal_position: "absolute" adds sin-cos codes once, before the first block with temporal attention; "rope"
             turns queries and keys of the temporal attention. The code in space is absolute in both.
-        conditioning: "class" embeds labels; "none" has timesteps alone, and ignores labels.
+        conditioning: "class" embeds labels; "text" reads captions by cross-attention after the spatial attention of a
+            block, as Latte's text-to-video model; "none" has timesteps alone. What a model has no use for is ignored.
         num_classes: number of classes; needed with "class".
-        class_dropout: rate at which the caller drops labels in training.
+        text_dim: width E of the text encoder's embeddings; needed with "text".
+        text_length: tokens L of a caption that the model is built for. `forward` takes any number.
+        class_dropout: rate at which the caller drops labels or captions in training.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
         ValueError: an unknown name, a size that does not divide, or a missing argument.
     """
 
+    blocks: nn.ModuleList
     pos_embed: Tensor
     temp_embed: Tensor
 
@@ -110,6 +117,8 @@ class Latte(nn.Module):
         temporal_position: TemporalPosition = "absolute",
         conditioning: Conditioning = "none",
         num_classes: int = 0,
+        text_dim: int = 0,
+        text_length: int = 120,
         class_dropout: float = 0.1,
         activation_checkpointing: bool = False,
     ) -> None:
@@ -142,6 +151,8 @@ class Latte(nn.Module):
         self.temporal_position = temporal_position
         self.conditioning = conditioning
         self.num_classes = num_classes if conditioning == "class" else 0
+        self.text_dim = text_dim if conditioning == "text" else 0
+        self.text_length = text_length if conditioning == "text" else 0
         self.class_dropout = class_dropout
         self.activation_checkpointing = activation_checkpointing
         self._check_arguments()
@@ -157,9 +168,11 @@ class Latte(nn.Module):
         self.register_buffer("temp_embed", torch.empty(num_frames // stride, hidden_size), persistent=False)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size) if conditioning == "class" else None
+        text = conditioning == "text"
+        self.text_embedder = TextEmbedder(text_dim, hidden_size) if text else None
         blocks = arrangement(variant, depth)
-        self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio, injection) for block in blocks)
-        self.first_temporal = next(i for i, block in enumerate(blocks) if block is not SpatialBlock)
+        self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio, injection, text) for block in blocks)
+        self.first_temporal = next((i for i, block in enumerate(blocks) if block is not SpatialBlock), None)
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * stride * self.out_channels, injection)
         self.frames = TubeletFrames(self.out_channels, stride) if stride > 1 else None
         self.init_weights()
@@ -169,17 +182,16 @@ class Latte(nn.Module):
         """Width of an attention head; "split_heads" has half as many heads, twice as wide."""
         return self.hidden_size // (self.num_heads // 2 if self.variant == "split_heads" else self.num_heads)
 
-    @property
-    def null_label(self) -> int:
-        """The label that means no class: the row after the last class."""
-        return self.num_classes
+    def null_text(self, text: Text) -> Text:
+        """Return as many captions that say nothing: their tokens are masked, and the model's learned one is read."""
+        return Text(text.embeddings, torch.zeros_like(text.mask))
 
     def init_weights(self, seed: int | None = None) -> None:
         """Initialise all parameters as the official code does.
 
-        Linear and patch layers are Xavier-uniform with zero bias, the embedders of timestep and class N(0, 0.02^2), the
-        modulations and the final linear layer zero: the output of a new model is zero, and with "adaln" its blocks
-        are identities.
+        Linear and patch layers are Xavier-uniform with zero bias, the embedders of timestep and class and the null
+        caption N(0, 0.02^2), the modulations, what cross-attention adds and the final linear layer zero: the output of
+        a new model is zero, and with "adaln" its blocks are identities.
 
         Args:
             seed: where given, each parameter is drawn from the stream (seed, "init", name), so models that differ in
@@ -190,21 +202,24 @@ class Latte(nn.Module):
             self.temp_embed.copy_(sincos_1d(len(self.temp_embed), self.hidden_size))
         for name, parameter in self.named_parameters():
             generator = None if seed is None else torch_stream(seed, "init", name)
-            if name.endswith("bias") or "adaLN_modulation" in name or name == "final_layer.linear.weight":
+            zero = ("bias", "cross_attn.proj.weight", "final_layer.linear.weight")
+            if name.endswith(zero) or "adaLN_modulation" in name:
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.ones_(parameter)
-            elif name.startswith(("t_embedder", "y_embedder")):
+            elif name.startswith(("t_embedder", "y_embedder", "text_embedder.null")):
                 nn.init.normal_(parameter, std=0.02, generator=generator)
             else:
                 nn.init.xavier_uniform_(parameter.data.flatten(1), generator=generator)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile each block in place by `torch.compile`; blocks of a kind share code, parameters keep their names."""
-        for block in self.blocks:
-            block.compile(backend=backend)
-
-    def forward(self, x: Tensor, timesteps: Tensor, labels: Tensor | None = None, num_images: int = 0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        labels: Tensor | None = None,
+        text: Text | None = None,
+        num_images: int = 0,
+    ) -> Tensor:
         """Predict the noise (and variance) of noisy latents.
 
         Args:
@@ -214,13 +229,15 @@ class Latte(nn.Module):
             timesteps: (B,), integer or float, in [0, 1000]; shared by clip and images.
             labels: (B,) int64, or (B, 1 + N) with the clip's label first, in [0, num_classes], where the last is
                 `null_label`. The range is checked on the CPU only: on a GPU the check would wait for the device.
+            text: embeddings (B, L, E) and mask (B, L), or (B, 1 + N, L, E) and (B, 1 + N, L) with the clip's caption
+                first. Masked tokens are not seen; a caption without any is the null caption, see `null_text`.
             num_images: N.
 
         Returns:
             (B, F + N, C, H, W), or 2C channels with ``learn_sigma``.
 
         Raises:
-            ValueError: shapes or labels that do not fit the model.
+            ValueError: shapes, labels or captions that do not fit the model.
         """
         self._check_inputs(x, timesteps, labels, num_images)
         num_clip = (x.shape[1] - num_images) // self.temporal_stride
@@ -240,7 +257,10 @@ class Latte(nn.Module):
         if self.temporal_position == "rope":
             positions = F.pad(torch.arange(num_clip, device=x.device), (num_rows, 0))  # condition tokens stay unturned
             phases = rotary_phases(positions, self.head_dim, dtype=self.pos_embed.dtype)
-        context = Context(condition, num_rows + num_clip, phases)
+        tokens = None
+        if self.text_embedder is not None:
+            tokens = self.text_embedder(self.text_embedder.groups(text, len(x), num_images))
+        context = Context(condition, num_rows + num_clip, phases, tokens)
         for i, block in enumerate(self.blocks):
             if i == self.first_temporal and self.temporal_position == "absolute":
                 x = x + F.pad(self._temporal_code(num_clip), (0, 0, num_rows, num_images))[:, None]
@@ -296,7 +316,7 @@ class Latte(nn.Module):
             raise ValueError(f"split_heads halves the heads: num_heads {self.num_heads} must be even")
         if self.temporal_position == "rope" and self.head_dim % 2:
             raise ValueError(f"rope turns pairs: the head width {self.head_dim} (hidden_size / num_heads) must be even")
-        min_depth = 1 if self.variant.startswith("split") else 2
+        min_depth = 2 if self.variant in ("interleaved", "late_fusion") else 1
         if self.depth < min_depth:
             raise ValueError(f"depth {self.depth} is too small: {self.variant} needs {min_depth} blocks or more")
         if len(self.input_size) != 2 or any(side <= 0 or side % self.patch_size for side in self.input_size):
@@ -309,6 +329,8 @@ class Latte(nn.Module):
             )
         if self.conditioning == "class" and self.num_classes < 1:
             raise ValueError('conditioning="class" needs num_classes, the number of classes of the data set')
+        if self.conditioning == "text" and min(self.text_dim, self.text_length) < 1:
+            raise ValueError('conditioning="text" needs text_dim, the width of the text encoder, and text_length')
 
     def _check_inputs(self, x: Tensor, timesteps: Tensor, labels: Tensor | None, num_images: int) -> None:
         """Refuse inputs of `forward` that do not fit the model."""
@@ -325,7 +347,7 @@ class Latte(nn.Module):
             )
         if tuple(timesteps.shape) != (num_videos,):
             raise ValueError(f"timesteps must be ({num_videos},), one per clip, got {tuple(timesteps.shape)}")
-        if self.conditioning == "none":
+        if self.conditioning != "class":
             return
         if labels is None:
             raise ValueError("the model is class-conditional: give labels, net.null_label for no class")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from latte_pl.nn.attention import SpatialAttention, TemporalAttention
 from latte_pl.nn.conditioning import Modulation, layer_norm, modulate
-from latte_pl.types import Injection, Variant
+from latte_pl.nn.text import CrossAttention
+from latte_pl.types import Injection, Text, Variant
 
 
 class Context(NamedTuple):
@@ -26,6 +27,8 @@ class Context(NamedTuple):
     """F, the temporal tokens of the clip."""
     phases: Tensor | None
     """(2, F, d / 2) rotary phases of the clip's temporal tokens; None without RoPE."""
+    text: Text | None = None
+    """Caption tokens (B, 1 or 1 + N, L, D) and their mask, the clip's first; None without text."""
 
 
 Triple = tuple[Tensor, ...] | None
@@ -52,9 +55,10 @@ class Block(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden width of the perceptron over D.
         injection: how the condition enters.
+        text: whether captions enter, after the spatial attention.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
         super().__init__()
         self.norm1 = layer_norm(dim, injection)
         self.norm2 = layer_norm(dim, injection)
@@ -62,6 +66,13 @@ class Block(nn.Module):
         layers = OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU("tanh"), fc2=nn.Linear(hidden, dim))
         self.mlp = nn.Sequential(layers)
         self.adaLN_modulation = Modulation(dim, 6) if injection == "adaln" else None
+        self.cross_attn = CrossAttention(dim, num_heads) if text else None
+
+    def read(self, x: Tensor, context: Context) -> Tensor:
+        """Add what each token of (B, F + N, S, D) reads in its caption; no norm, no gate, as in PixArt-alpha."""
+        if self.cross_attn is None or context.text is None:
+            return x
+        return x + self.cross_attn(x, context.text, context.num_clip_frames)
 
     def triples(self, context: Context) -> tuple[Triple, Triple]:
         """Compute (shift, scale, gate) of attention and perceptron, (B, 1 or F + N, 1, D) each."""
@@ -85,23 +96,23 @@ def clip_row(triple: Triple) -> Triple:
 
 
 class SpatialBlock(Block):
-    """Spatial attention, then the perceptron; one half of the blocks of "interleaved" and "late_fusion"."""
+    """Spatial attention, then the perceptron: DiT's block, and half of those of "interleaved" and "late_fusion"."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection)
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text)
         self.attn = SpatialAttention(dim, num_heads)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape; no frame sees another."""
         attention, perceptron = self.triples(context)
-        x = residual(x, self.norm1, self.attn, attention)
+        x = self.read(residual(x, self.norm1, self.attn, attention), context)
         return residual(x, self.norm2, self.mlp, perceptron)
 
 
 class TemporalBlock(Block):
-    """Temporal attention, then the perceptron, on the clip; images pass unchanged, as in the official code."""
+    """Temporal attention, then the perceptron, on the clip; images pass unchanged, as in the official code; no text."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
         super().__init__(dim, num_heads, mlp_ratio, injection)
         self.attn = TemporalAttention(dim, num_heads)
 
@@ -122,8 +133,8 @@ class SplitAttentionBlock(Block):
     Both attentions share one triple, as the printed parameter count implies.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection)
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text)
         self.attn = SpatialAttention(dim, num_heads)
         self.norm_temporal = layer_norm(dim, injection)
         self.attn_temporal = TemporalAttention(dim, num_heads)
@@ -136,7 +147,7 @@ class SplitAttentionBlock(Block):
             branch = partial(self.attn_temporal, phases=context.phases)
             return residual(clip, self.norm_temporal, branch, clip_row(attention))
 
-        x = residual(x, self.norm1, self.attn, attention)
+        x = self.read(residual(x, self.norm1, self.attn, attention), context)
         x = on_clip(temporal, x, context.num_clip_frames)
         return residual(x, self.norm2, self.mlp, perceptron)
 
@@ -147,8 +158,8 @@ class SplitHeadsBlock(Block):
     Both attentions are as wide as the block, as the printed parameter count implies, so their heads are twice as wide.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection)
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text)
         self.attn = SpatialAttention(dim, num_heads // 2)
         self.attn_temporal = TemporalAttention(dim, num_heads // 2)
 
@@ -160,15 +171,17 @@ class SplitHeadsBlock(Block):
             temporal = self.attn_temporal(h[:, : context.num_clip_frames], context.phases)
             return on_clip(temporal.add, self.attn(h), context.num_clip_frames)
 
-        x = residual(x, self.norm1, both, attention)
+        x = self.read(residual(x, self.norm1, both, attention), context)
         return residual(x, self.norm2, self.mlp, perceptron)
 
 
 def arrangement(variant: Variant, depth: int) -> list[type[Block]]:
     """Name the class of each of the ``depth`` blocks of a variant.
 
-    "late_fusion" has the blocks of "interleaved", the spatial ones first.
+    "late_fusion" has the blocks of "interleaved", the spatial ones first. "spatial" has no others: DiT, frame by frame.
     """
+    if variant == "spatial":
+        return [SpatialBlock] * depth
     if variant == "split_attention":
         return [SplitAttentionBlock] * depth
     if variant == "split_heads":

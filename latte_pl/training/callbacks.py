@@ -69,7 +69,7 @@ class SampleVideos(Callback):
 
     Args:
         every_n_steps: Optimizer steps between two rounds of samples.
-        num_samples: Videos of a round; a class-conditional model cycles through its classes.
+        num_samples: Videos of a round; a model cycles through its classes, or through captions of the data.
     """
 
     def __init__(self, every_n_steps: int = 5000, num_samples: int = 8) -> None:
@@ -88,12 +88,14 @@ class SampleVideos(Callback):
         assert isinstance(pl_module, LatteModule)
         numbers = list(range(self.num_samples))
         labels = [n % pl_module.net.num_classes for n in numbers] if pl_module.net.conditioning == "class" else None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        prompts = data.prompts(self.num_samples) if pl_module.net.conditioning == "text" else None
         with trainer.precision_plugin.forward_context():
-            videos = pl_module.sample(numbers, labels)
+            videos = pl_module.sample(numbers, labels, prompts=prompts)
         if not trainer.is_global_zero:
             return
         sheet = contact_sheet(videos)
-        fps = trainer.datamodule.fps  # type: ignore[attr-defined]
+        fps = data.fps
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step={step:07d}.gif").write_bytes(gif_bytes(sheet, fps))

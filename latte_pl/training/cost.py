@@ -9,21 +9,32 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from latte_pl.nn import Latte
 from latte_pl.nn.variants import TemporalBlock
+from latte_pl.types import Text
 
 # the first pattern that fits a module's name decides; the order is that of the printed table
 PARTS = (
     ("patch embedding", r"x_embedder"),
     ("timestep and label", r"[ty]_embedder"),
+    ("caption projection", r"text_embedder"),
     ("adaLN modulation", r".*adaLN_modulation"),
     ("spatial attention", r"blocks\.\d+\.attn(?!_)"),
     ("temporal attention", r"blocks\.\d+\.attn_temporal"),
+    ("cross-attention", r"blocks\.\d+\.cross_attn"),
     ("MLP", r"blocks\.\d+\.mlp"),
     ("final layer", r"final_layer"),
 )
+
+
+def _attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# torch 2.14 counts every attention kernel but the CPU's
+KERNELS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
 @dataclass
@@ -93,7 +104,11 @@ def count_cost(net: Latte, num_images: int = 0, batch_size: int = 1) -> Cost:
         if net.conditioning == "class":
             shape = (batch_size, 1 + num_images) if num_images else (batch_size,)
             inputs["labels"] = torch.zeros(shape, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        if net.conditioning == "text":
+            tokens = (batch_size, 1 + num_images, net.text_length)
+            inputs["text"] = Text(torch.zeros(*tokens, net.text_dim), torch.ones(tokens, dtype=torch.bool))
+        counter = FlopCounterMode(display=False, custom_mapping=KERNELS)
+        with counter, saved_tensors_hooks(keep, lambda tensor: tensor):
             output = functional_call(net, state, kwargs=inputs)  # held, so that no storage is freed and counted twice
         weights = {tensor.untyped_storage()._cdata for tensor in state.values()}
         del output

@@ -70,6 +70,7 @@ class VideoDistance(Callback):
             trainer.strategy.barrier()
             share = torch.from_numpy(store.features())[rank::world_size]  # (N / ranks, 1, D)
             metric.to(device).add_features(share.to(device), real=True)
+            self._reals = reals
             self._protocol = protocol  # seed, labels and sampler are the same in all
 
     def on_train_batch_end(
@@ -88,7 +89,7 @@ class VideoDistance(Callback):
         for first in range(0, len(share), self.batch_size):
             numbers = share[first : first + self.batch_size]
             with trainer.precision_plugin.forward_context():
-                videos = sample(pl_module, self._protocol, numbers)
+                videos = sample(pl_module, self._protocol, numbers, self._reals)
             for metric in self._metrics.values():
                 metric.update(videos[: sum(n < self.num_clips for n in numbers)], real=False)
         figures = {}

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latte_pl.data.datamodule import VideoDataModule
+from latte_pl.data.datamodule import Shapes, VideoDataModule
 from latte_pl.data.shapes import MovingShapes
 from latte_pl.data.videos import VideoFiles
 from latte_pl.metrics import Evaluation, Extractor, Protocol, Record, build_extractor, text
@@ -65,18 +65,20 @@ class Samples(LightningModule):
         """Sample a batch and store its features."""
         numbers = batch["numbers"]
         parts = [[number] for number in numbers] if self.device.type == "cpu" else [numbers]
-        self.evaluation.add(numbers, torch.cat([sample(self.module, self.evaluation.protocol, n) for n in parts]))
+        drawn = [sample(self.module, self.evaluation.protocol, n, self.reals) for n in parts]
+        self.evaluation.add(numbers, torch.cat(drawn))
 
 
-def sample(module: LatteModule, protocol: Protocol, numbers: list[int]) -> Tensor:
-    """Return the samples (B, F, 3, H, W) uint8 with these numbers, of the protocol's seed and classes."""
+def sample(module: LatteModule, protocol: Protocol, numbers: list[int], reals: Any = None) -> Tensor:
+    """Return the samples (B, F, 3, H, W) uint8 with these numbers, of the protocol's seed and classes or captions."""
     num_classes = module.net.num_classes
     labels = None
     if protocol.labels == "cycle":
         labels = [number % num_classes for number in numbers]
     elif protocol.labels == "uniform":
         labels = [int(numpy_stream(protocol.seed, "test label", n).integers(num_classes)) for n in numbers]
-    return module.sample(numbers, labels, seed=protocol.seed)
+    prompts = [reals.caption(n % len(reals)) for n in numbers] if protocol.labels == "captions" else None
+    return module.sample(numbers, labels, seed=protocol.seed, prompts=prompts)
 
 
 def run_protocol(
@@ -116,11 +118,11 @@ def run_protocol(
     reals = real_videos(data, split)
     sampling = module.sampling
     classes = module.net.conditioning == "class"
-    labels = stated.get("labels", "cycle") if classes else "none"
+    labels = stated.get("labels", "cycle") if classes else "captions" if module.net.conditioning == "text" else "none"
     settings = {
         "dataset": type(data).__name__,
         "fingerprint": fingerprint(reals, stated.get("view")),
-        "interval": data.interval,
+        "interval": data.val_interval,
         "height": size[0],
         "width": size[1],
         "resize": "none" if isinstance(reals, MovingShapes) else "centre-crop",
@@ -129,7 +131,7 @@ def run_protocol(
         "steps": sampling.steps,
         # what eta means where it is no setting: the chain's own noise is eta 1, a solver of an equation has none
         "eta": {"ddim": sampling.eta, "ddpm": 1.0}.get(sampling.sampler, 0.0),
-        "guidance": sampling.guidance if classes else 1.0,
+        "guidance": sampling.guidance if module.net.conditioning != "none" else 1.0,
         "guidance_interval": list(sampling.guidance_interval),
         "labels": "cycle" if classes and labels == "none" else labels,
         "precision": PRECISIONS.get(precision, precision),
@@ -219,8 +221,10 @@ def real_videos(data: VideoDataModule, split: Literal["train", "val"]) -> Any:
     dataset = data.dataset(split)
     if dataset.key == "video":
         return dataset
+    if isinstance(data, Shapes):
+        return data.videos(split)
     if isinstance(data, VideoFiles):
-        return data.open("all" if data.split == "all" else split, data.num_frames, data.interval)
+        return data.open("all" if data.split == "all" else split, data.num_frames, data.val_interval)
     raise ValueError(f"reals are compared as videos, {type(data).__name__} gives latents alone")
 
 
@@ -243,6 +247,8 @@ def model_hash(module: LatteModule) -> str:
         plain.pop("training", None)
         digest.update(f"{type(part).__name__} {sorted(plain.items())!r}\n".encode())
     digest.update(f"{module.codec.fingerprint()}\n".encode())
+    if net.conditioning == "text":
+        digest.update(f"{module.text_encoder.fingerprint()}\n".encode())
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,37 +13,17 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from latte_pl.codecs import Codec, to_uint8
+from latte_pl.codecs import Codec, TextEncoder, to_uint8
 from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.diffusion import Diffusion, Guidance
-from latte_pl.nn import Latte
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
-from latte_pl.types import VideoBatch
+from latte_pl.training.settings import Pretrained, Sampling
+from latte_pl.types import Text, VideoBatch
 
 # Held-out losses are compared across runs, so their draws never follow the run's own seed.
 HELD_OUT_SEED = 0
 GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
-
-
-@dataclass
-class Sampling:
-    """How samples are drawn.
-
-    Args:
-        sampler: Name of a sampler of the diffusion ("ddpm", "ddim", "dpm++"; "euler", "heun").
-        steps: Number of denoising steps.
-        eta: Share of DDIM's noise; 0 is deterministic.
-        guidance: Scale of classifier-free guidance; 1 is without.
-        guidance_interval: Timesteps [low, high] of 0..1000 in which guidance acts.
-        weights: Which weights sample: the exponential moving average or the raw ones.
-    """
-
-    sampler: str = "ddpm"
-    steps: int = 250
-    eta: float = 0.0
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] = (0.0, 1000.0)
-    weights: Literal["ema", "raw"] = "ema"
 
 
 class LatteModule(LightningModule):
@@ -54,10 +33,11 @@ class LatteModule(LightningModule):
     number alone: a resumed run, other world sizes and the arms of a comparison see the same ones.
 
     Args:
-        net: The denoiser; `forward(x, timesteps, labels, num_images=...)`.
+        net: The denoiser; `forward(x, timesteps, labels, text, num_images)`.
         diffusion: Objective and samplers.
         codec: Frozen autoencoder; not a registered submodule, so in no checkpoint and no optimizer.
         sampling: How samples are drawn.
+        pretrained: Weights that a new run starts from; read once, by `latte fit`.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
@@ -67,14 +47,16 @@ class LatteModule(LightningModule):
         ema_decay: Decay of the moving average of the denoiser's weights, per step.
         ema_warmup: Cap the decay at (1 + n) / (10 + n) after n steps, for runs much shorter than 1 / (1 - ema_decay).
         compile: Compile the blocks of the denoiser with torch.compile.
+        text_encoder: Frozen encoder of captions, for ``conditioning="text"``; like the codec, no submodule.
     """
 
     def __init__(
         self,
-        net: Latte,
+        net: Denoiser,
         diffusion: Diffusion,
         codec: Codec,
         sampling: Sampling = Sampling(),  # noqa: B008 -- never mutated; jsonargparse reads the default
+        pretrained: Pretrained | None = None,
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -84,6 +66,7 @@ class LatteModule(LightningModule):
         ema_decay: float = 0.9999,
         ema_warmup: bool = False,
         compile: bool = False,
+        text_encoder: TextEncoder | None = None,
     ) -> None:
         super().__init__()
         if net.learn_sigma != diffusion.learn_sigma:
@@ -108,18 +91,24 @@ class LatteModule(LightningModule):
         if net.conditioning == "none" and sampling.guidance != 1.0:
             raise ValueError(
                 f"model.sampling.guidance is {sampling.guidance} and the model is unconditional; "
-                "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class"
+                "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class or text"
+            )
+        width = None if text_encoder is None else text_encoder.width
+        if net.conditioning == "text" and net.text_dim != width:
+            raise ValueError(
+                f"model.net.text_dim is {net.text_dim} and the width of model.text_encoder is {width}; set a text "
+                "encoder, and model.net.init_args.text_dim to its width"
             )
         if lr <= 0.0:
             raise ValueError(f"model.lr is {lr}; it must be positive")
         self.net = net
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
-        self.diffusion, self.sampling = diffusion, sampling
+        self.diffusion, self.sampling, self.pretrained = diffusion, sampling, pretrained
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup_steps, self.lr_schedule, self.clip_from_step = warmup_steps, lr_schedule, clip_from_step
         self.ema_decay, self.ema_warmup, self.compile_blocks = ema_decay, ema_warmup, compile
         self.val_loss = MeanMetric()
-        self._frozen = (codec,)  # a tuple hides it from nn.Module
+        self._frozen = (codec, text_encoder)  # a tuple hides them from nn.Module
         self._window: list[dict[str, Tensor]] = []  # what the accumulated micro-batches of this step measured
 
     def init_weights(self, seed: int) -> None:
@@ -131,6 +120,12 @@ class LatteModule(LightningModule):
     def codec(self) -> Codec:
         """The codec, on this module's device."""
         return self._frozen[0].to(self.device)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The text encoder of a text-conditional model, on this module's device."""
+        assert self._frozen[1] is not None
+        return self._frozen[1].to(self.device)
 
     # ------------------------------------------------------------------------------------------ set-up
 
@@ -166,6 +161,9 @@ class LatteModule(LightningModule):
                 f"model.net.num_classes is {self.net.num_classes} and the data have {len(data.class_names)} classes; "
                 f"set model.net.init_args.num_classes to {len(data.class_names)}, or conditioning to none"
             )
+
+        if self.net.conditioning == "text" and not data.captions:
+            raise ValueError("the model is text-conditional; set data.captions to true, for data that have captions")
 
     def configure_model(self) -> None:
         """Shard the denoiser under FSDP2 and compile its blocks."""
@@ -217,20 +215,32 @@ class LatteModule(LightningModule):
         """Return the labels as the denoiser wants them, each dropped to the null class with this probability."""
         if self.net.conditioning != "class":
             return None
+        return torch.where(self._dropped(batch, seed, dropout), self.net.null_label, batch["label"])
+
+    def text(self, batch: VideoBatch, seed: int, dropout: float) -> Text | None:
+        """Return the captions as the denoiser wants them, each dropped to the null caption with this probability."""
+        if self.net.conditioning != "text":
+            return None
+        text = batch["text"] if "text" in batch else self.text_encoder.encode(batch["caption"])
+        text = Text(text.embeddings.float(), text.mask)  # a cache has half precision
+        return text.replaced(self._dropped(batch, seed, dropout), self.net.null_text(text))
+
+    def _dropped(self, batch: VideoBatch, seed: int, dropout: float) -> Tensor:
+        """Draw which labels or captions are dropped, (B,) or (B, 1 + N) bool."""
         label = batch["label"]
-        dropped = uniform(seed, "label", batch["clip"], label[0].numel()).view(label.shape) < dropout
-        return torch.where(dropped.to(label.device), self.net.null_label, label)
+        draws = uniform(seed, "label", batch["clip"], label[0].numel()).view(label.shape)
+        return (draws < dropout).to(label.device)
 
     def losses(
         self, net: nn.Module, batch: VideoBatch, u: Tensor, seed: int, dropout: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the timesteps (B,) of uniforms ``u`` and the diffusion's losses, each (B, F + N)."""
         x = self.latents(batch, seed)
-        labels = self.labels(batch, seed, dropout)
+        labels, text = self.labels(batch, seed, dropout), self.text(batch, seed, dropout)
         num_images = batch["label"].shape[1] - 1 if batch["label"].ndim == 2 else 0
         t = self.diffusion.timesteps(u).to(self.device)
         noise = normal(seed, "noise", batch["clip"], x.shape[1:]).to(x)
-        return t, self.diffusion.loss(lambda x, t: net(x, t, labels, num_images=num_images), x, t, noise)
+        return t, self.diffusion.loss(lambda x, t: net(x, t, labels, text, num_images), x, t, noise)
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of this rank's micro-batch."""
@@ -311,14 +321,16 @@ class LatteModule(LightningModule):
         labels: list[int] | None = None,
         seed: int = 0,
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+        prompts: list[str] | None = None,
     ) -> Tensor:
         """Draw videos; number n of a seed is the same sample in any batch, on any device.
 
         Args:
             numbers: Sample numbers, B of them.
-            labels: Class of each sample; None for an unconditional model.
+            labels: Class of each sample, for a class-conditional model.
             seed: Names the set of samples.
             progress: Wraps the iterable of steps, as tqdm does.
+            prompts: Caption of each sample, for a text-conditional model.
 
         Returns:
             (B, F, 3, H, W) uint8.
@@ -330,12 +342,15 @@ class LatteModule(LightningModule):
             wrong = [label for label in labels if not 0 <= label < net.num_classes]
             if wrong:
                 raise ValueError(f"label {wrong[0]} is outside the model's classes 0..{net.num_classes - 1}")
+        if net.conditioning == "text" and prompts is None:
+            raise ValueError("the model is text-conditional; give a caption for each sample")
         training = net.training
         net.eval()
         target = torch.tensor(labels, device=self.device) if net.conditioning == "class" else None
         shape = (net.num_frames, net.in_channels, *net.input_size)
         clips = torch.tensor(numbers)
-        model = Guidance(net, target, self.sampling.guidance, self.sampling.guidance_interval)
+        text = self.text_encoder.encode(prompts) if net.conditioning == "text" and prompts is not None else None
+        model = Guidance(net, target, self.sampling.guidance, self.sampling.guidance_interval, text=text)
         latents = self.diffusion.sample(
             model,
             normal(seed, "sample", clips, shape).to(self.device),
@@ -348,6 +363,6 @@ class LatteModule(LightningModule):
         net.train(training)
         return to_uint8(self.codec.decode(latents))
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the samples (B, F, 3, H, W) uint8 of these numbers and labels."""
-        return self.sample(batch["number"].tolist(), batch["label"].tolist(), seed=run_seed())
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the samples (B, F, 3, H, W) uint8 of these numbers, labels and prompts."""
+        return self.sample(batch["number"].tolist(), batch["label"].tolist(), run_seed(), prompts=batch["prompt"])

@@ -1,5 +1,6 @@
 """The trainer behind the commands: Lightning's fit, and the other ways to use a trained model."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ class SampleFiles(Callback):
         folder: Where to.
         data: Knows the frame rate, and what can be measured on samples.
         names: File name of each sample, without ending.
-        labels: Class of each sample; empty for an unconditional model.
+        labels: Class of each sample; empty for a model without classes.
+        prompts: Caption of each sample; empty for a model without captions.
     """
 
-    def __init__(self, folder: Path, data: VideoDataModule, names: list[str], labels: list[int]) -> None:
-        self.folder, self.data, self.fps, self.names, self.labels = folder, data, data.fps, names, labels
+    def __init__(
+        self, folder: Path, data: VideoDataModule, names: list[str], labels: list[int], prompts: list[str]
+    ) -> None:
+        self.folder, self.data, self.fps, self.names = folder, data, data.fps, names
+        self.labels, self.prompts = labels, prompts
         self._videos: dict[int, torch.Tensor] = {}
 
     def on_predict_batch_end(
@@ -54,7 +59,7 @@ class SampleFiles(Callback):
         (self.folder / "contact_sheet.gif").write_bytes(gif_bytes(contact_sheet(videos), self.fps))
         shown = [name.partition("_")[2] or name for name in self.names[:16]]
         save_png(film_strip(videos[:16], shown), self.folder / "contact_sheet.png")
-        verdict = self.data.judge(videos, self.labels) if self.labels else None
+        verdict = self.data.judge(videos, self.labels, self.prompts) if self.labels or self.prompts else None
         print(f"\n{verdict}" if verdict else "")
         print(f"{len(videos)} samples and contact_sheet.gif, contact_sheet.png in {self.folder}")
 
@@ -82,20 +87,25 @@ class LatteTrainer(Trainer):
         model: LatteModule,
         datamodule: VideoDataModule,
         ckpt_path: str | None = None,
-        num_samples: int = 16,
+        num_samples: int | None = None,
         labels: list[str | int] | None = None,
         batch_size: int = 16,
         output: str | None = None,
+        prompts: str | None = None,
     ) -> None:
         """Sample videos as MP4, GIF and a contact sheet.
 
         Args:
             ckpt_path: A checkpoint, a run's folder or a release file.
-            num_samples: How many videos.
+            num_samples: How many videos; default 16, or one of each prompt.
             labels: Classes to cycle through, by name or number; all of them by default.
             batch_size: Videos sampled at once on each device.
             output: Folder for the files; default `predict` in the run's folder.
+            prompts: File of captions to cycle through, one a line, for a text-conditional model; empty lines and those
+                that begin with # are passed over. By default captions of the validation videos.
         """
+        asked = read_prompts(prompts, model)
+        num_samples = num_samples if num_samples is not None else len(asked) or 16
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"num_samples is {num_samples} and batch_size {batch_size}; both must be at least 1")
         if num_samples < self.world_size:
@@ -104,13 +114,19 @@ class LatteTrainer(Trainer):
         trained.load_into(model)
         classes = _classes(labels, trained.class_names, model)
         chosen = [classes[n % len(classes)] for n in range(num_samples)] if classes else [0] * num_samples
+        texts: list[str] = []
+        if model.net.conditioning == "text":
+            texts = [asked[n % len(asked)] for n in range(num_samples)] if asked else datamodule.prompts(num_samples)
         names = [f"{n:04d}" for n in range(num_samples)]
         if classes:
             shown = trained.class_names or [str(n) for n in range(model.net.num_classes)]
             names = [f"{name}_{shown[label]}" for name, label in zip(names, chosen)]
-        items: Any = [{"number": n, "label": label} for n, label in enumerate(chosen)]
+        if texts:
+            names = [f"{name}_{slug(text)}" for name, text in zip(names, texts)]
+        items: Any = [{"number": n, "label": label, "prompt": ""} for n, label in enumerate(chosen)]
+        items = [item | {"prompt": text} for item, text in zip(items, texts)] or items
         folder = Path(output) if output else Path(self.default_root_dir) / "predict"
-        self.callbacks.append(SampleFiles(folder, datamodule, names, chosen if classes else []))  # type: ignore[attr-defined]
+        self.callbacks.append(SampleFiles(folder, datamodule, names, chosen if classes else [], texts))  # type: ignore[attr-defined]
         share = items[self.global_rank :: self.world_size]
         super().predict(model, DataLoader(share, batch_size=batch_size), return_predictions=False)
 
@@ -159,7 +175,7 @@ def _classes(labels: list[str | int] | None, names: list[str], model: LatteModul
     """Return the class numbers that a user asked for, by name or number."""
     if model.net.conditioning != "class":
         if labels:
-            raise ValueError("the model is unconditional; leave out labels")
+            raise ValueError("the model has no classes; leave out labels")
         return []
     if not labels:
         return list(range(model.net.num_classes))
@@ -170,3 +186,33 @@ def _classes(labels: list[str | int] | None, names: list[str], model: LatteModul
         if label not in known:
             raise ValueError(f"label {label!r} is not one of {', '.join(names)} (0..{model.net.num_classes - 1})")
     return [known[label] for label in wanted]
+
+
+def read_prompts(path: str | None, model: LatteModule) -> list[str]:
+    """Return the captions of a file, one a line; none without a file.
+
+    Raises:
+        FileNotFoundError: When there is no such file.
+        ValueError: When it holds no captions, or the model reads none.
+    """
+    if path is None:
+        return []
+    if model.net.conditioning != "text":
+        raise ValueError(
+            f"the model's conditioning is {model.net.conditioning}, it reads no captions; leave out prompts"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file of prompts at {path}; write one caption a line")
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8; write one caption a line") from error
+    found = [line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise ValueError(f"{path} holds no captions; write one a line")
+    return found
+
+
+def slug(text: str) -> str:
+    """Return what of a caption fits into a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].rstrip("-") or "sample"

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latte_pl.nn import Latte
+from latte_pl.nn.denoiser import Denoiser
 from latte_pl.training.checkpoints import NAME, checkpoints
 from latte_pl.training.module import LatteModule
 
@@ -133,10 +133,10 @@ def export(ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bf
     print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB")
 
 
-def build_net(config: Any) -> Latte:
+def build_net(config: Any) -> Denoiser:
     """Build the denoiser alone of a configuration's ``model.net``."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Latte, "net")
+    parser.add_subclass_arguments(Denoiser, "net")
     return parser.instantiate_classes(parser.parse_object({"net": config})).net
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latte_pl.diffusion import Guidance
+from latte_pl.types import Text
 
 X = torch.randn(3, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([2, 0, 6])
@@ -81,3 +82,27 @@ def test_bad_requests_are_refused():
             Guidance(Net(), LABELS, scale)
     with pytest.raises(ValueError, match="the lowest timestep comes first"):
         Guidance(Net(), LABELS, 4.0, (600.0, 300.0))
+
+
+class Reader:
+    """Gives x + the mean of the tokens that are seen, 7 without any."""
+
+    conditioning = "text"
+    in_channels = 4
+
+    def null_text(self, text):
+        return Text(text.embeddings, torch.zeros_like(text.mask))
+
+    def __call__(self, x, t, text):
+        seen = torch.where(text.mask[..., None], text.embeddings, torch.nan).nanmean(dim=(1, 2)).nan_to_num(7.0)
+        return x + seen[:, None, None, None, None]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_captions_are_guided_away_from_the_null_caption(scale):
+    text = Text(LABELS[:, None, None].float().expand(3, 4, 2), torch.arange(4).expand(3, 4) < 2)
+    guided = Guidance(Reader(), None, scale, text=text)(X, torch.tensor([5, 6, 7]))
+    label = LABELS.float()[:, None, None, None, None]
+    torch.testing.assert_close(guided, X + 7.0 + scale * (label - 7.0))
+    with pytest.raises(ValueError, match="there are no captions to guide to"):
+        Guidance(Reader(), None, 4.0)

@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from latte_pl.nn import Latte
-from latte_pl.types import Conditioning, Injection, PatchEmbed, TemporalPosition, Variant
+from latte_pl.types import Conditioning, Injection, PatchEmbed, TemporalPosition, Text, Variant
 
 TINY = {"hidden_size": 32, "depth": 4, "num_heads": 4, "input_size": (4, 6), "num_frames": 4, "num_classes": 3}
+TINY |= {"text_dim": 6, "text_length": 5}
 FRAMES, IMAGES = 4, 2
 TIMESTEPS = torch.tensor([37, 812])
 LABELS = torch.tensor([[0, 1, 2], [2, 3, 0]])  # clip, image, image; 3 is the null class
+TEXT = Text(  # captions of 0 to 5 tokens; none is the null caption
+    torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1)),
+    torch.arange(5) < torch.tensor([[3, 5, 0], [2, 1, 4]])[..., None],
+)
 AXES = {
     "variant": get_args(Variant),
     "patch_embed": get_args(PatchEmbed),
@@ -47,25 +52,30 @@ def test_cross_product(axes, num_images):
     net = Latte(**TINY, **axes)
     x = latents(FRAMES + num_images)
     labels = LABELS if num_images else LABELS[:, 0]
-    out = net(x, TIMESTEPS, labels, num_images)
+    text = TEXT if num_images else Text(TEXT.embeddings[:, 2], TEXT.mask[:, 2])
+    out = net(x, TIMESTEPS, labels, text, num_images)
     assert out.shape == (2, FRAMES + num_images, 8, 4, 6)
     assert not out.any()  # zero-initialised
 
-    out = randomise(net)(x, TIMESTEPS, labels, num_images)
+    out = randomise(net)(x, TIMESTEPS, labels, text, num_images)
     assert out.isfinite().all()
     out.square().mean().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
     with torch.no_grad():
-        assert not torch.allclose(net(x, TIMESTEPS + 100, labels, num_images), out, atol=1e-4)
-        changed = not torch.allclose(net(x, TIMESTEPS, (labels + 1) % 3, num_images), out, atol=1e-4)
+        assert not torch.allclose(net(x, TIMESTEPS + 100, labels, text, num_images), out, atol=1e-4)
+        changed = not torch.allclose(net(x, TIMESTEPS, (labels + 1) % 3, text, num_images), out, atol=1e-4)
         assert changed == (axes["conditioning"] == "class")
+        other = text._replace(embeddings=text.embeddings + 1)
+        changed = not torch.allclose(net(x, TIMESTEPS, labels, other, num_images), out, atol=1e-4)
+        assert changed == (axes["conditioning"] == "text")
         if num_images:  # the clip knows no image, an image neither the clip nor another image
             other = x + torch.cat([torch.zeros(4), torch.ones(2)]).view(-1, 1, 1, 1)
-            torch.testing.assert_close(net(other, TIMESTEPS, labels, num_images)[:, :FRAMES], out[:, :FRAMES])
+            torch.testing.assert_close(net(other, TIMESTEPS, labels, text, num_images)[:, :FRAMES], out[:, :FRAMES])
             other = x + torch.tensor([1, 1, 1, 1, 0, 1]).view(-1, 1, 1, 1)
             relabelled = torch.cat([(labels[:, :1] + 1) % 3, labels[:, 1:2], (labels[:, 2:] + 1) % 3], dim=1)
-            alone = net(other, TIMESTEPS, relabelled, num_images)
+            recaptioned = Text(text.embeddings + torch.tensor([1, 0, 1])[:, None, None], text.mask)
+            alone = net(other, TIMESTEPS, relabelled, recaptioned, num_images)
             torch.testing.assert_close(alone[:, FRAMES], out[:, FRAMES])
             assert not torch.allclose(alone[:, FRAMES + 1], out[:, FRAMES + 1], atol=1e-4)
 
@@ -75,11 +85,11 @@ def test_cross_product(axes, num_images):
 def test_joint_training_is_the_clip_and_each_image_alone(injection, patch_embed):
     net = tiny(injection=injection, patch_embed=patch_embed, token_placement="both")
     x = latents(FRAMES + IMAGES)
-    together = net(x, TIMESTEPS, LABELS, IMAGES)
+    together = net(x, TIMESTEPS, LABELS, num_images=IMAGES)
     torch.testing.assert_close(together[:, :FRAMES], net(x[:, :FRAMES], TIMESTEPS, LABELS[:, 0]))
     for i in range(IMAGES):
         keep = [*range(FRAMES), FRAMES + i]
-        alone = net(x[:, keep], TIMESTEPS, LABELS[:, [0, 1 + i]], 1)
+        alone = net(x[:, keep], TIMESTEPS, LABELS[:, [0, 1 + i]], num_images=1)
         torch.testing.assert_close(together[:, FRAMES + i], alone[:, FRAMES])
 
 
@@ -87,8 +97,10 @@ def test_joint_training_is_the_clip_and_each_image_alone(injection, patch_embed)
 def test_samples_do_not_know_their_batch(axes):
     net = randomise(Latte(**TINY, **axes))
     x = latents()
-    out = net(x, TIMESTEPS, LABELS[:, 0])
-    torch.testing.assert_close(out[1:], net(x[1:], TIMESTEPS[1:], LABELS[1:, 0]))
+    text = Text(TEXT.embeddings[:, 0], TEXT.mask[:, 0])
+    out = net(x, TIMESTEPS, LABELS[:, 0], text)
+    alone = net(x[1:], TIMESTEPS[1:], LABELS[1:, 0], Text(text.embeddings[1:], text.mask[1:]))
+    torch.testing.assert_close(out[1:], alone)
 
 
 @pytest.mark.parametrize("variant", get_args(Variant))
@@ -111,7 +123,7 @@ def test_permuted_frames_give_permuted_outputs_without_temporal_positions(varian
         out = net(x, TIMESTEPS, LABELS[:, 0])
         return (net(x[:, order], TIMESTEPS, LABELS[:, 0]) - out[:, order]).abs().max()
 
-    assert difference() > 1e-3  # the codes tell the frames apart
+    assert (difference() > 1e-3) == (variant != "spatial")  # the codes tell the frames apart
     net.temp_embed.zero_()
     assert difference() < 1e-5
 
@@ -123,7 +135,9 @@ def test_compression_of_stride_one_is_uniform(injection):
     state = {name: value.view_as(compression.state_dict()[name]) for name, value in uniform.state_dict().items()}
     compression.load_state_dict(state)
     x = latents(FRAMES + IMAGES)
-    assert torch.equal(uniform(x, TIMESTEPS, LABELS, IMAGES), compression(x, TIMESTEPS, LABELS, IMAGES))
+    assert torch.equal(
+        uniform(x, TIMESTEPS, LABELS, num_images=IMAGES), compression(x, TIMESTEPS, LABELS, num_images=IMAGES)
+    )
 
 
 def test_condition_tokens_reach_temporal_layers_only_where_placed():
@@ -145,6 +159,22 @@ def test_sizes_have_the_parameters_of_the_official_models(size, count):
     with torch.device("meta"):
         for variant in ("interleaved", "late_fusion"):
             assert sum(p.numel() for p in Latte(size=size, variant=variant).parameters()) == count
+
+
+def test_the_image_model_has_the_parameters_of_dit_and_no_others():
+    """DiT-XL/2 with 1000 classes: 675 M parameters (Peebles & Xie 2023, table 1), here without its position table."""
+    with torch.device("meta"):
+        net = Latte(size="XL", variant="spatial", conditioning="class", num_classes=1000)
+    assert sum(p.numel() for p in net.parameters()) == 674_834_720
+    assert net.state_dict().keys() == tiny(variant="interleaved", depth=28).state_dict().keys()
+
+
+def test_no_frame_of_the_image_model_knows_another():
+    net = tiny(variant="spatial")
+    x = latents()
+    out = net(x, TIMESTEPS, LABELS[:, 0])
+    for f in range(FRAMES):
+        torch.testing.assert_close(net(x[:, f : f + 1], TIMESTEPS, LABELS[:, 0])[:, 0], out[:, f])
 
 
 @pytest.mark.parametrize(("variant", "printed"), [("split_attention", 676.33e6), ("split_heads", 676.44e6)])
@@ -190,7 +220,7 @@ def test_checkpointing_changes_memory_only(variant):
     def step(checkpointing):
         net, saved = tiny(variant=variant, activation_checkpointing=checkpointing), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
-            out = net(x, TIMESTEPS, labels, IMAGES)
+            out = net(x, TIMESTEPS, labels, num_images=IMAGES)
         kept = sum(saved)
         out.square().mean().backward()
         return out, [p.grad for p in net.parameters()], kept
@@ -207,7 +237,7 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
     compiled.compile_blocks(backend="aot_eager")
     assert compiled.state_dict().keys() == eager.state_dict().keys()
     x = latents(FRAMES + IMAGES)
-    outs = [net(x, TIMESTEPS, LABELS, IMAGES) for net in (eager, compiled)]
+    outs = [net(x, TIMESTEPS, LABELS, num_images=IMAGES) for net in (eager, compiled)]
     for out in outs:
         out.square().mean().backward()
     torch.testing.assert_close(*outs)
@@ -219,10 +249,10 @@ def test_compiled_blocks_compute_the_same_and_keep_their_names():
 def test_autocast_and_half_precision_agree_with_single(axes):
     net = randomise(Latte(**TINY, **axes))
     x, labels = latents(FRAMES + IMAGES), LABELS
-    full = net(x, TIMESTEPS, labels, IMAGES)
+    full = net(x, TIMESTEPS, labels, TEXT, IMAGES)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = net(x, TIMESTEPS, labels, IMAGES)
-    half = net.bfloat16()(x.bfloat16(), TIMESTEPS, labels, IMAGES)
+        mixed = net(x, TIMESTEPS, labels, TEXT, IMAGES)
+    half = net.bfloat16()(x.bfloat16(), TIMESTEPS, labels, TEXT, IMAGES)
     for out in (mixed, half):
         assert (out.float() - full).norm() < 0.05 * full.norm()
 
@@ -238,6 +268,7 @@ def test_autocast_and_half_precision_agree_with_single(axes):
         ({"temporal_position": "rope", "hidden_size": 12, "num_heads": 4}, "head width 3"),
         ({"depth": 1}, "needs 2 blocks"),
         ({"size": "S", "depth": 0}, "needs 2 blocks"),
+        ({"depth": 0, "variant": "spatial"}, "needs 1 blocks"),
         ({"patch_size": 0}, "must be positive"),
         ({"input_size": (4, 5)}, "divisible by patch_size"),
         ({"patch_embed": "compression", "num_frames": 5}, "divisible by temporal_stride"),

@@ -119,6 +119,7 @@ def test_late_fusion_is_interleaved_with_the_spatial_blocks_first(depth):
         ("late_fusion", [False, False, True, True]),
         ("split_attention", [True] * 4),
         ("split_heads", [True] * 4),
+        ("spatial", [False] * 4),
     ],
 )
 def test_the_depth_at_which_frames_meet(variant, expected):

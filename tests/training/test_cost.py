@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from latte_pl.nn import Latte
-from latte_pl.training.cost import cost_table, count_cost
+from latte_pl.training.cost import KERNELS, cost_table, count_cost
 from latte_pl.types import Injection, Variant
 
 
@@ -20,11 +20,25 @@ def test_costs_are_those_of_a_real_forward_pass(variant, injection):
     net = small(variant=variant, injection=injection)
     cost = count_cost(net, num_images=2, batch_size=3)
     assert cost.num_parameters == sum(p.numel() for p in net.parameters())
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
         net(torch.zeros(1, 6, 4, 4, 6), torch.zeros(1), torch.zeros(1, 3, dtype=torch.long), num_images=2)
     assert cost.forward_flops == pytest.approx(counter.get_total_flops(), rel=1e-3)
-    assert cost.flops["temporal attention"] > 0
-    assert cost.flops["spatial attention"] > cost.flops["temporal attention"]
+    temporal = cost.flops.get("temporal attention", 0)
+    assert (temporal > 0) == (variant != "spatial")
+    assert cost.flops["spatial attention"] > temporal
+
+
+def test_captions_have_their_own_parts():
+    plain, text = small(depth=2, conditioning="none"), small(depth=2, conditioning="text", text_dim=6, text_length=5)
+    before, after = count_cost(plain), count_cost(text)
+    assert after.num_parameters == sum(p.numel() for p in text.parameters())
+    assert {part: count for part, count in after.parameters.items() if part in before.parameters} == before.parameters
+    assert after.parameters["cross-attention"] == 4 * 32 * 33
+    assert after.parameters["caption projection"] == 7 * 32 + 33 * 32 + 32
+    queries, tokens = 4 * 6, 1 + 5
+    linear = 2 * 32 * 32
+    assert after.flops["cross-attention"] >= 2 * queries * linear + 2 * tokens * linear
+    assert after.flops["caption projection"] == 5 * (2 * 6 * 32 + linear)
 
 
 def test_the_flops_of_one_block_are_those_counted_by_hand():

@@ -190,7 +190,7 @@ def test_classes_are_a_function_of_the_sample_number(run):
         steps=2, eta=0, guidance=2, guidance_interval=[0, 1000], labels="uniform", precision="32", extractor_sha256="e",
     )  # fmt: skip
     drawn = []
-    module.sample = lambda numbers, labels, seed: drawn.append((numbers, labels, seed))
+    module.sample = lambda numbers, labels, seed, prompts: drawn.append((numbers, labels, seed))
     sample(module, protocol, list(range(400)))
     sample(module, protocol, [399, 7])
     (_, labels, seed), (_, picked, _) = drawn

@@ -9,6 +9,7 @@ from latte_pl.codecs import PixelCodec
 from latte_pl.diffusion import GaussianDiffusion, RectifiedFlow
 from latte_pl.nn import Latte
 from latte_pl.training import LatteModule, Sampling
+from latte_pl.types import Text
 
 
 def module(diffusion=None, **kwargs):
@@ -159,3 +160,95 @@ def test_labels_outside_the_classes_are_refused():
         module().sample([0], [5])
     with pytest.raises(ValueError, match="say which class"):
         module().sample([0])
+
+
+class Words(torch.nn.Module):
+    """Encodes a caption as one token a letter."""
+
+    width, length = 3, 6
+
+    def encode(self, captions):
+        if not isinstance(captions[0], str):
+            return Text(*(torch.stack(parts, dim=1) for parts in zip(*map(self.encode, captions))))
+        rows = [
+            torch.tensor([[ord(letter) / 50.0, 1.0, n] for n, letter in enumerate(caption)]) for caption in captions
+        ]
+        return Text.padded(rows, self.length)
+
+
+def reader(**kwargs):
+    net = Latte(
+        hidden_size=32, depth=2, num_heads=2, input_size=(4, 6), in_channels=3, num_frames=3, conditioning="text",
+        text_dim=3, text_length=6, class_dropout=0.3,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
+    return LatteModule(net, GaussianDiffusion(), PixelCodec(), Sampling("ddim", 3), text_encoder=Words(), **kwargs)
+
+
+def captioned(clips, num_images=0):
+    """Clips with captions that are functions of their numbers."""
+    groups = [["adgjmpsvy"[(clip + n) % 9] * 4 for clip in clips] for n in range(1 + num_images)]
+    return batch(clips, num_images) | {"caption": groups if num_images else groups[0]}
+
+
+@pytest.mark.parametrize("num_images", [0, 2])
+def test_captions_are_dropped_with_the_labels_draws(num_images):
+    model, clips = reader(), captioned(list(range(500)), num_images)
+    text = model.text(clips, seed=0, dropout=0.3)
+    given = Words().encode(clips["caption"])
+    assert text.mask.shape == (*clips["label"].shape, 6)
+    dropped = ~text.mask.any(dim=-1)
+    labels = module().labels(clips, seed=0, dropout=0.3)
+    assert torch.equal(dropped, labels == 5)
+    assert torch.equal(text.mask[~dropped], given.mask[~dropped])
+    assert torch.equal(text.embeddings, given.embeddings)
+    assert model.text(clips, seed=0, dropout=0.0).mask.any(dim=-1).all()
+
+
+@pytest.mark.parametrize("num_images", [0, 2])
+def test_the_loss_depends_on_the_caption_and_not_on_the_batch(num_images):
+    model, u = reader(), torch.tensor([0.2, 0.9, 0.5])
+    _, whole = model.losses(model.net, captioned([4, 9, 2], num_images), u, 0, 0.0)
+    _, one = model.losses(model.net, captioned([9], num_images), u[1:2], 0, 0.0)
+    torch.testing.assert_close(one["loss"][0], whole["loss"][1])
+    other = captioned([4, 9, 2], num_images) | {"caption": captioned([5, 9, 2], num_images)["caption"]}
+    _, changed = model.losses(model.net, other, u, 0, 0.0)
+    assert not torch.allclose(changed["loss"][0], whole["loss"][0], atol=1e-4)
+    assert torch.equal(changed["loss"][1:], whole["loss"][1:])
+
+
+def test_cached_embeddings_give_the_loss_of_the_captions():
+    model, u = reader(), torch.tensor([0.2, 0.9])
+    clips = captioned([4, 9])
+    text = Words().encode(clips["caption"])
+    cached = {name: value for name, value in clips.items() if name != "caption"} | {"text": text}
+    left, right = (model.losses(model.net, b, u, 0, 0.5)[1]["loss"] for b in (clips, cached))
+    assert torch.equal(left, right)
+
+
+def test_a_step_moves_what_reads_the_caption():
+    model = reader()
+    _, losses = model.losses(model.net, captioned([4, 9, 2, 6]), torch.tensor([0.2, 0.9, 0.5, 0.7]), 0, 0.0)
+    losses["loss"].mean().backward()
+    for name in ("text_embedder.mlp.0.weight", "blocks.0.cross_attn.q.weight", "blocks.0.cross_attn.kv.weight"):
+        assert model.net.get_parameter(name).grad.abs().max() > 1e-6, name
+
+
+def test_samples_are_guided_towards_the_caption():
+    model = reader()
+    pictures = []
+    for guidance in (0.0, 1.0, 5.0):
+        model.sampling.guidance = guidance
+        pictures.append([model.sample([3], prompts=[caption]) for caption in ("left", "right")])
+    apart = [(left.float() - right.float()).abs().mean() for left, right in pictures]
+    assert apart[0] == 0  # guidance 0 is the null caption's
+    assert apart[1] > 0
+    assert apart[2] > apart[1]
+
+
+def test_a_text_model_needs_its_encoder():
+    net = Latte(hidden_size=32, depth=2, num_heads=2, in_channels=3, conditioning="text", text_dim=3)
+    with pytest.raises(ValueError, match=r"width of model\.text_encoder is None"):
+        LatteModule(net, GaussianDiffusion(), PixelCodec())

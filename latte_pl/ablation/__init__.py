@@ -1,0 +1,1 @@
+"""Studies, their trials, and tables of results with error bars."""

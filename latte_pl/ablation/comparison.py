@@ -1,0 +1,205 @@
+"""A study's results side by side: readings by row and seed, differences, verdicts, costs."""
+
+import json
+import statistics as plain_statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from latte_pl.ablation.plan import plan
+from latte_pl.ablation.runner import last_error, state_of
+from latte_pl.ablation.statistics import Estimate, Verdict, estimate, paired, read_at, unpaired, verdict
+from latte_pl.ablation.study import Claim, Study
+from latte_pl.ablation.trial import Trial
+
+Reading = Callable[[dict[str, Any]], float | None]
+LOSS, DISTANCE = "held-out loss", "video distance"
+
+
+def loss(result: dict[str, Any]) -> float:
+    """Return the held-out loss at the end."""
+    return result["held_out"]["loss"]
+
+
+def distance(result: dict[str, Any]) -> float | None:
+    """Return the video distance at the end; None where it was not measured."""
+    return result["distance"] and result["distance"]["value"]
+
+
+def loss_at(share: float) -> Reading:
+    """Return a reading of the held-out loss after this share of the training."""
+    return lambda result: read_at(result["curves"]["val/loss"], share * result["steps"])
+
+
+def loss_at_flops(flops: float) -> Reading:
+    """Return a reading of the held-out loss after this many training FLOPs."""
+    return lambda result: read_at(
+        result["curves"]["val/loss"], result["steps"] * flops / result["cost"]["training_flops"]
+    )
+
+
+MEASURES: dict[str, Reading] = {LOSS: loss, DISTANCE: distance}
+
+
+@dataclass
+class Comparison:
+    """The results of a study at a scale.
+
+    Attributes:
+        study: What was asked.
+        scale: Name of the scale.
+        baseline: The row that the others are compared with.
+        trials: All arms, finished or not.
+        results: Of the finished ones, by row and seed.
+        errors: Last error line of the failed ones, by row and seed.
+    """
+
+    study: Study
+    scale: str
+    baseline: str
+    trials: list[Trial]
+    results: dict[str, dict[int, dict[str, Any]]]
+    errors: dict[str, dict[int, str]]
+
+    @classmethod
+    def load(cls, study: Study, scale: str, root: Path | str, seeds: list[int] | None = None) -> "Comparison":
+        """Read the results of a study.
+
+        Args:
+            study: What was asked.
+            scale: Name of the scale.
+            root: Folder of all trials.
+            seeds: In place of the scale's.
+
+        Raises:
+            ValueError: Results of different scales, budgets or protocols lie under the study's name.
+        """
+        arms = [trial for trial in plan(study, scale, Path(root), seeds) if trial.arm]
+        results: dict[str, dict[int, dict[str, Any]]] = {trial.row: {} for trial in arms}
+        errors: dict[str, dict[int, str]] = {trial.row: {} for trial in arms}
+        for trial in arms:
+            if trial.result.is_file():
+                result = json.loads(trial.result.read_text(encoding="utf-8"))
+                if result["hash"] != trial.hash:
+                    raise ValueError(f"{trial.result} is of trial {result['hash']}; it was moved there")
+                results[trial.row][trial.seed] = result
+            elif state_of(trial) == "FAILED":
+                errors[trial.row][trial.seed] = last_error(trial)
+        comparison = cls(study, scale, study.baseline_at(scale), arms, results, errors)
+        comparison.refuse_mixtures()
+        return comparison
+
+    def all_results(self) -> list[dict[str, Any]]:
+        """Return all results, row by row."""
+        return [result for row in self.results.values() for result in row.values()]
+
+    def refuse_mixtures(self) -> None:
+        """Refuse results that must not stand in one table.
+
+        Raises:
+            ValueError: Two results differ in scale, budget, held-out protocol or distance protocol; both are named.
+        """
+        for name, read in (
+            ("scale", lambda result: result["scale"]),
+            ("budget in clips", lambda result: result["clips"]),
+            ("held-out protocol", lambda result: result["held_out"]["hash"][:12]),
+            ("distance protocol", lambda result: result["distance"] and result["distance"]["protocol_hash"][:12]),
+        ):
+            found: dict[Any, str] = {}
+            for result in self.all_results():
+                found.setdefault(read(result), f"{result['row']}, seed {result['seed']}")
+            if len(found) > 1:
+                pairs = "; ".join(f"{where}: {value}" for value, where in found.items())
+                raise ValueError(f"{self.study.name}: one table cannot mix {name}s ({pairs})")
+
+    def values(self, row: str, reading: Reading) -> dict[int, float]:
+        """Return a reading of every finished trial of a row, by seed."""
+        read = {seed: reading(result) for seed, result in self.results[row].items()}
+        return {seed: value for seed, value in read.items() if value is not None}
+
+    def mean(self, row: str, reading: Reading) -> Estimate | None:
+        """Return a row's mean over seeds."""
+        return estimate(list(self.values(row, reading).values()))
+
+    def difference(self, row: str, reading: Reading) -> Estimate | None:
+        """Return a row's paired difference to the baseline."""
+        return paired(self.values(row, reading), self.values(self.baseline, reading))
+
+    def narrowing(self, row: str, early: Reading, late: Reading) -> Estimate | None:
+        """Return by how much a row's distance to the baseline shrinks from an early to a late reading, seed by seed."""
+        gaps = []
+        for reading in (early, late):
+            own, base = self.values(row, reading), self.values(self.baseline, reading)
+            gaps.append({seed: abs(own[seed] - base[seed]) for seed in own.keys() & base.keys()})
+        return paired(*gaps)
+
+    def equal_flops(self) -> float | None:
+        """Return the training FLOPs of the cheapest row; None when all rows cost the same within 1 %."""
+        flops = [result["cost"]["training_flops"] for result in self.all_results()]
+        return min(flops) if flops and max(flops) > 1.01 * min(flops) else None
+
+    def measured(self, measure: str) -> bool:
+        """Whether any trial has this measure."""
+        return any(MEASURES[measure](result) is not None for result in self.all_results())
+
+    def pairing_gain(self, measure: str) -> list[float]:
+        """Return for each row how many times narrower the paired interval is than that of unpaired runs."""
+        gains = []
+        for row in self.results:
+            ours = self.difference(row, MEASURES[measure])
+            sides = [list(self.values(name, MEASURES[measure]).values()) for name in (row, self.baseline)]
+            other = unpaired(*sides)
+            if row != self.baseline and ours and ours.half and other and other.half:
+                gains.append(other.half / ours.half)
+        return gains
+
+    def decide(self, claim: Claim) -> dict[str, tuple[Estimate | None, Verdict]]:
+        """Return each measure's estimate and verdict on a claim; early points have the held-out loss alone."""
+        if claim.side == "narrows":
+            shrinks = self.narrowing(claim.row, loss_at(claim.at), loss)
+            return {LOSS: (shrinks, verdict(shrinks, claim.side))}
+        if claim.at < 1.0:
+            early = self.difference(claim.row, loss_at(claim.at))
+            return {LOSS: (early, verdict(early, claim.side))}
+        found = {name: self.difference(claim.row, reading) for name, reading in MEASURES.items()}
+        return {name: (difference, verdict(difference, claim.side)) for name, difference in found.items()}
+
+    def claims(self) -> list[Claim]:
+        """Return the claims about rows of this scale."""
+        return [claim for claim in self.study.claims if claim.row in self.results]
+
+    def table(self) -> pd.DataFrame:
+        """Return a line a row: means, half widths of 95 % intervals, paired differences, costs."""
+        budget = self.equal_flops()
+        lines = []
+        for row, results in self.results.items():
+            wanted = [trial for trial in self.trials if trial.row == row]
+            failed = self.errors[row]
+            line: dict[str, Any] = {
+                "row": row,
+                "baseline": row == self.baseline,
+                "seeds": len(results),
+                "failed": len(failed),
+                "missing": len(wanted) - len(results) - len(failed),
+                "error": "; ".join(sorted(set(failed.values()))),
+            }
+            readings: dict[str, Reading] = {"loss": loss, "distance": distance}
+            if budget is not None:
+                readings["loss_equal_flops"] = loss_at_flops(budget)
+            for name, reading in readings.items():
+                line |= _spread(name, self.mean(row, reading))
+                line |= _spread(f"{name}_diff", None if row == self.baseline else self.difference(row, reading))
+            costs = [result["cost"] for result in results.values()]
+            for name in ("parameters", "forward_flops", "training_flops", "clips_per_second", "peak_memory"):
+                known = [cost[name] for cost in costs if cost.get(name) is not None]
+                line[name] = plain_statistics.median(known) if known else None
+            line["paper"] = self.study.values.get(row, "")
+            lines.append(line)
+        return pd.DataFrame(lines)
+
+
+def _spread(name: str, value: Estimate | None) -> dict[str, float | None]:
+    return {name: value and value.mean, f"{name}_half": value and value.half}

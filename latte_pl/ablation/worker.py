@@ -1,0 +1,135 @@
+"""Runs one trial in a process of its own; imports nothing heavy, for it is what submitit starts."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from latte_pl.ablation.trial import Trial
+
+ENDINGS = re.compile(r"^(srun|slurmstepd|submitit)\b")
+
+
+class TrialFailed(RuntimeError):
+    """A trial that ended with an error; the message is the error's last line."""
+
+
+def lock(folder: Path) -> FileLock:
+    """Return the lock of a trial; the kernel gives it back when its holder dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f"{folder.name}.lock"))
+
+
+def held(folder: Path) -> bool:
+    """Whether some process is at work on a trial."""
+    if not folder.parent.is_dir():
+        return False
+    probe = lock(folder)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    probe.release()
+    return False
+
+
+def work(trial: Trial, threads: int | None = None) -> str:
+    """Train and measure a trial, going on from its checkpoint, and write its result.
+
+    A second process that is given the same trial waits for the first one, and finds its result.
+
+    Args:
+        trial: What to do.
+        threads: CPU threads of the commands; None leaves the choice to torch.
+
+    Returns:
+        The path of the result.
+
+    Raises:
+        TrialFailed: A command ended with an error.
+    """
+    with lock(trial.path):
+        if trial.result.is_file():
+            return str(trial.result)
+        trial.path.mkdir(parents=True, exist_ok=True)
+        trial.failure.unlink(missing_ok=True)
+        began = time.time()
+        try:
+            for command in trial.commands:
+                run(command, trial.path / "log.txt", threads)
+            from latte_pl.ablation.results import collect
+
+            collect(trial, time.time() - began)
+        except BaseException as error:
+            fail(trial, str(error) or type(error).__name__)
+            raise
+        return str(trial.result)
+
+
+def fail(trial: Trial, line: str) -> None:
+    """Write why a trial failed; a disk that is too full for that must not hide the error itself."""
+    try:
+        trial.path.mkdir(parents=True, exist_ok=True)
+        trial.failure.write_text(json.dumps({"error": " ".join(line.split())[-500:], "time": time.time()}))
+    except OSError:
+        print(f"cannot write {trial.failure}", file=sys.stderr)
+
+
+def run(command: tuple[str, ...], log: Path, threads: int | None = None) -> None:
+    """Run a `latte` command as a process, its output added to a log.
+
+    Raises:
+        TrialFailed: It ended with an error; the message is its last line.
+    """
+    # Lightning takes the number of processes from SLURM's variables where it finds them, whatever `devices` says
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment |= {"TQDM_DISABLE": "1", "PYTHONUNBUFFERED": "1"}
+    environment.pop("PL_GLOBAL_SEED", None)
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads)}
+    last: deque[str] = deque(maxlen=50)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latte_pl", *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            last.append(line.rstrip())
+            _append(log, line)
+        status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if status:
+        lines = [line for line in last if line and not ENDINGS.match(line)]
+        killed = f"the process was killed by signal {-status}" if status < 0 else ""
+        raise TrialFailed(killed or (lines[-1] if lines else f"latte {command[0]} ended with status {status}"))
+
+
+def _append(log: Path, line: str) -> None:
+    try:
+        with log.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError:  # the lines are kept in memory; the command's own error tells of the disk
+        pass
+
+
+def progress(trial: Trial) -> dict[str, Any]:
+    """Return how far a trial says it is: step, clips a second; empty before its first step."""
+    try:
+        return json.loads((trial.path / "progress.json").read_text())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,44 @@
+"""Groups of settings of the training module."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class Sampling:
+    """How samples are drawn.
+
+    Args:
+        sampler: Name of a sampler of the diffusion ("ddpm", "ddim", "dpm++"; "euler", "heun").
+        steps: Number of denoising steps.
+        eta: Share of DDIM's noise; 0 is deterministic.
+        guidance: Scale of classifier-free guidance; 1 is without.
+        guidance_interval: Timesteps [low, high] of 0..1000 in which guidance acts.
+        weights: Which weights sample: the exponential moving average or the raw ones.
+    """
+
+    sampler: str = "ddpm"
+    steps: int = 250
+    eta: float = 0.0
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1000.0)
+    weights: Literal["ema", "raw"] = "ema"
+
+
+@dataclass
+class Pretrained:
+    """Weights that a new run's denoiser starts from.
+
+    For `latte_pl.nn.Latte` they are an image model's, see `latte_pl.interop.load_dit`; for
+    `latte_pl.interop.TextToVideo` the released ones.
+
+    Args:
+        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial"; for
+            TextToVideo a folder of diffusers, or a hub name.
+        labels: The label table of an image model: drawn anew, kept, or dropped for an unconditional model.
+        temporal: Temporal layers: copied from the image model's blocks, or starting as identities.
+    """
+
+    source: str
+    labels: Literal["new", "keep", "drop"] = "new"
+    temporal: Literal["copy", "identity"] = "copy"

@@ -1,0 +1,70 @@
+"""Image-video joint training end to end, by the shipped overlay."""
+
+import fake_videos
+import pytest
+import torch
+import yaml
+from runs import CONFIG, curve, final, write_config
+
+from latte_pl import cli
+from latte_pl.training import load
+
+JOINT = ["-c", "experiment/joint.yaml", "--trainer.max_steps=3", "--curves.every_n_steps=1", "--samples.num_samples=1"]
+
+
+def curves(folder):
+    tags = ("train/loss", "train/loss_video", "train/loss_image")
+    return [[value for _, value in curve(folder, tag)] for tag in tags]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    return tmp_path
+
+
+def test_on_the_embedded_data(place):
+    cli.main(["fit", "-c", "tiny.yaml", *JOINT])
+    assert final(place / "runs/joint", 3)["config"]["data"]["init_args"]["num_images"] == 8
+    whole, video, image = curves(place / "runs/joint")
+    assert len(whole) == 3
+    # 4 frames of the clip, 8 images
+    assert whole == pytest.approx([(4 * v + 8 * i) / 12 for v, i in zip(video, image)], rel=1e-4)
+    assert all(v != i for v, i in zip(video, image))
+
+
+def test_on_cached_latents(place):
+    """The cache holds what the codec gives, so the curves are those of the videos."""
+    fake_videos.ucf101(place / "videos", per_class=2, num_frames=16)
+    config = yaml.safe_load(CONFIG)
+    del config["data"]["class_path"]
+    (place / "tiny.yaml").write_text(yaml.safe_dump(config))
+    data = ["-c", "data/ucf101.yaml", "-c", "tiny.yaml", "-c", "experiment/joint.yaml", "--data.root=videos"]
+    data += ["--data.split=train"]
+    cli.main(["encode", *data, "--output=cache"])
+    fit = ["fit", *data, *JOINT, "--model.net.num_classes=3"]
+    cli.main([*fit, "--name=videos"])
+    cli.main([*fit, "--name=latents", "--data.latents=cache"])
+    left, right = curves(place / "runs/videos"), curves(place / "runs/latents")
+    assert [len(values) for values in left] == [3, 3, 3]
+    for a, b in zip(left, right):
+        assert a == pytest.approx(b, rel=2e-3)
+
+
+@pytest.mark.parametrize("overlay", ["model/tiny.yaml", "model/s.yaml"])
+def test_the_overlay_composes(overlay, capsys):
+    cli.main(["info", "-c", "data/shapes.yaml", "-c", overlay, "-c", "experiment/joint.yaml"])
+    assert "spatial attention" in capsys.readouterr().out
+
+
+def test_labels_of_a_clip_and_its_images_are_dropped_apart(place):
+    """Over the whole run all combinations occur: the clip's label without an image's, and the other way round."""
+    cli.main(["fit", "-c", "tiny.yaml", *JOINT, "--model.net.class_dropout=0.5"])
+    module = load("runs/joint")
+    clips = torch.arange(400)
+    batch = {"clip": clips, "label": (clips[:, None] + torch.arange(9)) % 8}
+    dropped = module.labels(batch, seed=0, dropout=module.net.class_dropout) == module.net.null_label
+    assert dropped.float().mean(0).sub(0.5).abs().max() < 0.1
+    agree = (dropped[:, :1] == dropped[:, 1:]).float().mean(0)
+    assert agree.sub(0.5).abs().max() < 0.1
