@@ -20,7 +20,8 @@ def load(path: Path, name: str, file: str) -> ModuleType:
     if not source.is_file():
         raise SystemExit(f"{source} does not exist: --official takes a checkout of github.com/Vchitect/Latte")
     spec = importlib.util.spec_from_file_location(name, source)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

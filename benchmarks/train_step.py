@@ -176,8 +176,8 @@ def report(args: argparse.Namespace) -> str:
         print(turn, {arm: round(found[-1], 3) for arm, found in times.items() if found}, file=sys.stderr, flush=True)
     del steps
     held = measured_memory(names, args) if not args.no_memory else {}
-    flops = 3 * args.batch * count_cost(load_official(official.build(args.official, args.size, NUM_CLASSES).state_dict()))\
-        .forward_flops
+    model = load_official(official.build(args.official, args.size, NUM_CLASSES, args.side).state_dict())
+    flops = 3 * args.batch * count_cost(model).forward_flops
     best = {dtype: statistics.median(found) for dtype, found in rates.items()}
     rows = []
     for arm in names:
@@ -205,8 +205,8 @@ def report(args: argparse.Namespace) -> str:
             "forward, loss, backward, AdamW and moving average.",
             f"{flops / 1e12:.2f} TFLOP a step (without recomputation). This machine's own product of two 2048 x 2048 "
             f"matrices: {best[torch.float32] / 1e9:,.0f} GFLOP/s",
-            f"in float32, {best[torch.bfloat16] / 1e9:,.0f} in bf16. Medians of {args.repeats} interleaved rounds after "
-            "one to warm up; gains are medians of the rounds' ratios.",
+            f"in float32, {best[torch.bfloat16] / 1e9:,.0f} in bf16. Medians of {args.repeats} interleaved rounds",
+            "after one to warm up, on one thread in CPU seconds; gains are medians of the rounds' ratios.",
             "Losses of all arms agree at the first step. Memory: high-water mark of a process that makes two steps; "
             "the last column leaves out what",
             "Python and the libraries take before the model is built.",
