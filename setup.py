@@ -21,9 +21,10 @@ REQUIRED = [
     "scipy<1.18",  # clean-fid 0.1.35 calls sqrtm(disp=False), which 1.18 removes
     "pandas>=2.2",  # tables of results
     "av>=14",  # video decoding and MP4 writing; needs no system ffmpeg
+    "matplotlib>=3.8",  # figures of the studies' pages
+    "jinja2>=3.1",  # the page itself
     "pillow>=10",  # frame folders, GIFs, contact sheets
     "submitit>=1.5.4",  # trials in processes of their own, on this machine or on SLURM; oldest version tried
-    "filelock>=3.16",  # locks of trials that the kernel gives back when a process dies
     "rich>=13",  # the live table of trials
     "tqdm>=4.66",  # progress bars outside the trainer
 ]
@@ -35,6 +36,8 @@ DEV = [
     *TEXT,
     "pytest>=8",
     "pytest-timeout>=2.3",  # a hanging process test fails instead of holding the suite
+    "nbmake>=1.5",  # runs the notebooks as tests
+    "ipykernel>=6",
     "ruff>=0.9",
     "mypy>=1.14",
     "types-PyYAML",
@@ -52,7 +55,9 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["latte_pl", "latte_pl.*"]),
-    package_data={"latte_pl": ["configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]},
+    package_data={
+        "latte_pl": ["ablation/*.html", "configs/**/*.yaml", "**/*.safetensors", "**/weights/**/*.json", "py.typed"]
+    },
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require={"dev": DEV, "text": TEXT},

@@ -103,17 +103,17 @@ class Comparison:
             ValueError: Two results differ in scale, budget, held-out protocol or distance protocol; both are named.
         """
         for name, read in (
-            ("scale", lambda result: result["scale"]),
-            ("budget in clips", lambda result: result["clips"]),
-            ("held-out protocol", lambda result: result["held_out"]["hash"][:12]),
-            ("distance protocol", lambda result: result["distance"] and result["distance"]["protocol_hash"][:12]),
+            ("scales", lambda result: result["scale"]),
+            ("budgets in clips", lambda result: result["clips"]),
+            ("held-out protocols", lambda result: result["held_out"]["hash"][:12]),
+            ("distance protocols", lambda result: result["distance"] and result["distance"]["protocol_hash"][:12]),
         ):
             found: dict[Any, str] = {}
             for result in self.all_results():
                 found.setdefault(read(result), f"{result['row']}, seed {result['seed']}")
             if len(found) > 1:
                 pairs = "; ".join(f"{where}: {value}" for value, where in found.items())
-                raise ValueError(f"{self.study.name}: one table cannot mix {name}s ({pairs})")
+                raise ValueError(f"{self.study.name}: one table cannot mix {name} ({pairs})")
 
     def values(self, row: str, reading: Reading) -> dict[int, float]:
         """Return a reading of every finished trial of a row, by seed."""
@@ -164,7 +164,8 @@ class Comparison:
         if claim.at < 1.0:
             early = self.difference(claim.row, loss_at(claim.at))
             return {LOSS: (early, verdict(early, claim.side))}
-        found = {name: self.difference(claim.row, reading) for name, reading in MEASURES.items()}
+        known = {name: reading for name, reading in MEASURES.items() if self.measured(name)}
+        found = {name: self.difference(claim.row, reading) for name, reading in known.items()}
         return {name: (difference, verdict(difference, claim.side)) for name, difference in found.items()}
 
     def claims(self) -> list[Claim]:

@@ -13,6 +13,7 @@ from latte_pl.ablation.study import Scale, Study, references
 from latte_pl.ablation.trial import Trial
 from latte_pl.cli import flat, resolve
 from latte_pl.metrics.protocol import Protocol, canonical_json
+from latte_pl.nn import Latte
 
 POINTS = 16  # held-out losses along a training
 # settings that change where data lie or how fast things go, not what is trained
@@ -145,6 +146,8 @@ def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """Return what a training depends on; a setting that is off counts as one that does not exist (yet)."""
     chosen = {name: resolved[name] for name in ("model", "data")}
     settings = {key: value for key, value in flat(chosen).items() if value and not key.startswith(FREE)}
+    if settings.get("model.net.init_args.conditioning") != "text":  # a width of captions that nobody reads
+        settings = {key: value for key, value in settings.items() if ".text_" not in key}
     return settings | {f"trainer.{key}": resolved["trainer"][key] for key in TRAINER if resolved["trainer"][key]}
 
 
@@ -173,6 +176,7 @@ def dry_run(study: Study, scale_name: str, trials: list[Trial]) -> str:
         if key not in counted:
             with torch.device("meta"):
                 net = build_net(config["model"]["net"])
+            assert isinstance(net, Latte)
             counted[key] = count_cost(net, config["data"]["init_args"]["num_images"])
         cost = counted[key]
         flops = 3.0 * cost.forward_flops * trial.clips

@@ -16,8 +16,9 @@ from rich.live import Live
 from rich.table import Table
 
 from latte_pl.ablation.trial import Trial
-from latte_pl.ablation.worker import TrialFailed, fail, held, progress, run, work
+from latte_pl.ablation.worker import fail, held, progress, run, work
 
+PAUSE = 2.0  # seconds between two looks at what is running
 LIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "COMPLETING")
 
 
@@ -107,7 +108,7 @@ class Runner:
                     self._start(submit)
                     self._show(live)
                     if len(self._over) < len(self.trials):
-                        time.sleep(1.0 if self.executor == "local" else 3.0)
+                        time.sleep(PAUSE)
                 self._show(live)
         except KeyboardInterrupt:
             self._interrupt()
@@ -276,6 +277,3 @@ def _death(job: submitit.Job[Any]) -> str:
         return f"its result cannot be read ({unread}); is the disk full?"
     lines = [line for line in str(error).splitlines() if line.strip() and not set(line.strip()) <= {"-"}]
     return lines[-1] if lines else "the process ended without a result"
-
-
-__all__ = ["Runner", "Slurm", "TrialFailed", "last_error", "state_of", "table"]

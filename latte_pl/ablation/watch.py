@@ -52,7 +52,7 @@ class Watch(Callback):
         check(self.expected, pl_module, data)
         if not trainer.is_global_zero:
             return
-        cost = count_cost(pl_module.net, data.num_images)
+        cost = count_cost(net_of(pl_module), data.num_images)
         built = {
             "axes": {name: read(pl_module, data) for name, read in AXES.items()},
             "held_out": held_out(pl_module, data),
@@ -180,21 +180,32 @@ def temporal_position(net: Latte) -> str:
     return "rope" if seen[0] else "absolute"
 
 
+def net_of(module: LatteModule) -> Latte:
+    """Return the denoiser of a module.
+
+    Raises:
+        ValueError: It is no Latte, whose axes alone can be read back.
+    """
+    if not isinstance(module.net, Latte):
+        raise ValueError(f"a study's rows are of latte_pl.nn.Latte; model.net is a {type(module.net).__name__}")
+    return module.net
+
+
 AXES: dict[str, Callable[[LatteModule, VideoDataModule], Any]] = {
-    "variant": lambda module, data: variant(module.net),
+    "variant": lambda module, data: variant(net_of(module)),
     "patch_embed": lambda module, data: (
-        "compression" if isinstance(module.net.x_embedder, TubeletPatches) else "uniform"
+        "compression" if isinstance(net_of(module).x_embedder, TubeletPatches) else "uniform"
     ),
     "temporal_stride": lambda module, data: (
-        module.net.x_embedder.proj.kernel_size[0] if isinstance(module.net.x_embedder, TubeletPatches) else 1
+        net_of(module).x_embedder.proj.kernel_size[0] if isinstance(net_of(module).x_embedder, TubeletPatches) else 1
     ),
-    "injection": lambda module, data: "tokens" if module.net.blocks[0].adaLN_modulation is None else "adaln",
-    "token_placement": lambda module, data: module.net.token_placement,
-    "temporal_position": lambda module, data: temporal_position(module.net),
-    "conditioning": lambda module, data: module.net.conditioning,
-    "hidden_size": lambda module, data: module.net.pos_embed.shape[-1],
-    "depth": lambda module, data: len(module.net.blocks),
-    "num_heads": lambda module, data: module.net.num_heads,
+    "injection": lambda module, data: "tokens" if net_of(module).blocks[0].adaLN_modulation is None else "adaln",
+    "token_placement": lambda module, data: net_of(module).token_placement,
+    "temporal_position": lambda module, data: temporal_position(net_of(module)),
+    "conditioning": lambda module, data: net_of(module).conditioning,
+    "hidden_size": lambda module, data: net_of(module).pos_embed.shape[-1],
+    "depth": lambda module, data: len(net_of(module).blocks),
+    "num_heads": lambda module, data: net_of(module).num_heads,
     "num_images": lambda module, data: data.num_images,
     "interval": lambda module, data: data.interval,
     "val_interval": lambda module, data: data.val_interval,
@@ -231,14 +242,12 @@ def read_back(key: str, module: LatteModule, data: VideoDataModule) -> Any:
     if names[-1] in AXES and (root == "data" or names[:1] == ["net"]):
         return AXES[names[-1]](module, data)
     if names == ["net", "size"]:
-        width = module.net.pos_embed.shape[-1]
+        width = net_of(module).pos_embed.shape[-1]
         return next((name for name, (dim, _, _) in SIZES.items() if dim == width), None)
     found: Any = {"model": module, "data": data}.get(root)
     for name in names:
         if not hasattr(found, name):
-            raise ValueError(
-                f"the row sets {key}, which cannot be read back from what was built; leave it to the scale"
-            )
+            raise ValueError(f"the row sets {key}, which nothing that was built shows; leave it to the scale")
         found = getattr(found, name)
     return found
 

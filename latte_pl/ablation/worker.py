@@ -1,5 +1,7 @@
 """Runs one trial in a process of its own; imports nothing heavy, for it is what submitit starts."""
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -7,10 +9,9 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from latte_pl.ablation.trial import Trial
 
@@ -21,22 +22,28 @@ class TrialFailed(RuntimeError):
     """A trial that ended with an error; the message is the error's last line."""
 
 
-def lock(folder: Path) -> FileLock:
-    """Return the lock of a trial; the kernel gives it back when its holder dies."""
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold the lock of a trial, once nobody else does; the kernel gives it back when its last holder dies.
+
+    Yields:
+        The file descriptor of the lock; a process that inherits it holds the lock too.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f"{folder.name}.lock"))
+    with folder.with_name(f"{folder.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def held(folder: Path) -> bool:
     """Whether some process is at work on a trial."""
-    if not folder.parent.is_dir():
-        return False
-    probe = lock(folder)
     try:
-        probe.acquire(timeout=0)
-    except Timeout:
+        with folder.with_name(f"{folder.name}.lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
         return True
-    probe.release()
     return False
 
 
@@ -55,7 +62,7 @@ def work(trial: Trial, threads: int | None = None) -> str:
     Raises:
         TrialFailed: A command ended with an error.
     """
-    with lock(trial.path):
+    with locked(trial.path) as lock:
         if trial.result.is_file():
             return str(trial.result)
         trial.path.mkdir(parents=True, exist_ok=True)
@@ -63,11 +70,11 @@ def work(trial: Trial, threads: int | None = None) -> str:
         began = time.time()
         try:
             for command in trial.commands:
-                run(command, trial.path / "log.txt", threads)
+                run(command, trial.path / "log.txt", threads, lock)
             from latte_pl.ablation.results import collect
 
             collect(trial, time.time() - began)
-        except BaseException as error:
+        except Exception as error:
             fail(trial, str(error) or type(error).__name__)
             raise
         return str(trial.result)
@@ -82,8 +89,15 @@ def fail(trial: Trial, line: str) -> None:
         print(f"cannot write {trial.failure}", file=sys.stderr)
 
 
-def run(command: tuple[str, ...], log: Path, threads: int | None = None) -> None:
+def run(command: tuple[str, ...], log: Path, threads: int | None = None, lock: int | None = None) -> None:
     """Run a `latte` command as a process, its output added to a log.
+
+    Args:
+        command: Arguments of `latte`.
+        log: The file.
+        threads: CPU threads; None leaves the choice to torch.
+        lock: Descriptor of a lock that the command holds too: should this process be killed, nobody else starts the
+            same trial before its command has ended as well.
 
     Raises:
         TrialFailed: It ended with an error; the message is its last line.
@@ -102,6 +116,7 @@ def run(command: tuple[str, ...], log: Path, threads: int | None = None) -> None
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        pass_fds=() if lock is None else (lock,),
     )
     assert process.stdout is not None
     try:

@@ -146,12 +146,13 @@ def _load(kind: Any, source: str | Path, dtype: str) -> tuple[Any, Any]:
             return model, tokenizer
         except (OSError, ValueError, ImportError) as error:
             cause = error
-    needed = "config.json, model.safetensors and the tokenizer's files"
+    needed = "config.json, model.safetensors and the tokenizer's files; spiece.model needs pip install 'latte_pl[text]'"
     raise FileNotFoundError(
         f"the folder {source} holds no text encoder, {needed} ({_first_line(cause)})"
         if is_folder
         else f"the text encoder {str(source)!r} is no folder, not in the hub's cache and can't be downloaded: run "
-        f"'hf download {source} --local-dir FOLDER' where there is a network, and give that FOLDER instead"
+        f"'hf download {source} --local-dir FOLDER' where there is a network, and give that FOLDER instead "
+        f"({_first_line(cause)})"
     ) from cause
 
 

@@ -1,6 +1,7 @@
 """Trials on a real SLURM: a value, an error, a cancellation, and a machine left as it was."""
 
 import operator
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import submitit
 from slurm_cluster import PARTITION, cluster, members, reason_to_skip, state, wait_for
+from studies import result_of, start, trials_of, write_study
 
 pytestmark = pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip())
 
@@ -61,3 +63,33 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
         fail()
     assert not members(folders[0])
     assert not folders[0].exists()
+
+
+def test_a_study_runs_on_slurm(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
+    rows = {"uniform": {}, "diverges": {"model.lr": 1.0e30}}
+    write_study(tmp_path, rows=rows)
+    slurm = ("--executor", "slurm", "--partition", PARTITION, "--jobs", "2", "--mem-gb", "2")
+    process = start(tmp_path, "run", "study.yaml", *slurm)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    assert "1 of 2 trials finished, 1 FAILED" in said
+    uniform, diverges = trials_of(tmp_path)
+    assert result_of(uniform)["axes"]["patch_embed"] == "uniform"
+    assert "the loss is" in diverges.failure.read_text()
+
+
+def test_a_job_that_still_runs_is_taken_over_by_the_next_run(executor: submitit.AutoExecutor, tmp_path: Path) -> None:
+    write_study(tmp_path, rows={"uniform": {}})
+    (trial,) = trials_of(tmp_path)
+    slurm = ("run", "study.yaml", "--executor", "slurm", "--partition", PARTITION, "--mem-gb", "2")
+    first = start(tmp_path, *slurm)
+    wait_for(lambda: (trial.path / "built.json").exists())
+    first.send_signal(signal.SIGINT)
+    said, _ = first.communicate(timeout=60)
+    assert "go on in SLURM" in said
+    second = start(tmp_path, *slurm)
+    said, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, said
+    assert "1 of 1 trials finished" in said
+    jobs = list((tmp_path / "runs/ablations/jobs").glob("*/*"))
+    assert len(jobs) == 1  # the second run submitted nothing

@@ -98,6 +98,19 @@ def test_a_new_model_starts_as_one_without_captions():
     assert torch.equal(plain(x, TIMESTEPS), net(x, TIMESTEPS, text=CLIP))
 
 
+def test_compiled_and_checkpointed_blocks_compute_the_same():
+    x, grads = latents(FRAMES + IMAGES), []
+    for change in ("", "compiled", "checkpointed"):
+        net = reader(variant="split_attention", activation_checkpointing=change == "checkpointed")
+        if change == "compiled":
+            net.compile_blocks(backend="aot_eager")
+        net(x, TIMESTEPS, text=TEXT, num_images=IMAGES).square().mean().backward()
+        grads.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for other in grads[1:]:
+        for name, grad in grads[0].items():
+            torch.testing.assert_close(other[name], grad, msg=name)
+
+
 def test_captions_enter_where_there_is_spatial_attention():
     for variant in VARIANTS:
         net = reader(variant=variant)
