@@ -131,7 +131,11 @@ class LatteCLI(LightningCLI):
         with torch.device("meta"):
             self.model = weights.build_net(self.config.info.model.net)
         self.datamodule = None
-        self.trainer = LatteTrainer(logger=False, enable_checkpointing=False)
+        # float16 holds what bfloat16 holds, but is refused without a GPU
+        half = "16" in str(self.config.info.trainer.precision)
+        self.trainer = LatteTrainer(
+            logger=False, enable_checkpointing=False, accelerator="cpu", precision="bf16-mixed" if half else None
+        )
         self.config_init = self.config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -189,7 +193,7 @@ def resume_from(folder: Path, ckpt_path: str | None, config: dict[str, Any]) -> 
         ValueError: When the checkpoint cannot be gone on from, or the run is another one's.
     """
     start, done = weights.find(ckpt_path) if ckpt_path else None, checkpoints(folder / "checkpoints")
-    if start is not None and start.suffix == ".safetensors":
+    if start is not None and start.suffix in (".safetensors", ".pt"):
         raise ValueError(f"{start} holds weights alone, no optimizer to go on with; give a run's folder or checkpoint")
     if start is not None and start.resolve() in [path.resolve() for path in done[:-1]]:
         raise ValueError(f"{folder} has gone on to {done[-1].name}; branch off from {start.name} under another --name")

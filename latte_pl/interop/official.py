@@ -77,6 +77,24 @@ def export_official(model: Latte) -> dict[str, Tensor]:
     return tables | {key: value.clone() for key, value in model.state_dict().items()}
 
 
+def with_ucf101_order(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the label table of a model trained on UCF101 in the order of ``classInd.txt``, or back.
+
+    The official code numbers the classes by sorting their folders by character code, which swaps HammerThrow with
+    Hammering and JumpRope with JumpingJack.
+
+    Args:
+        state: a state dict, which is left as it is; tables of another number of classes than 101 + 1 keep their order.
+    """
+    name = "y_embedder.embedding_table.weight"
+    if name not in state or len(state[name]) != 102:
+        return state
+    order = list(range(102))
+    for i in (34, 46):
+        order[i], order[i + 1] = i + 1, i
+    return {**state, name: state[name][order]}
+
+
 def _state_dict(source: str | Path | dict[str, Any]) -> dict[str, Tensor]:
     """Load the source and descend to the weights."""
     if isinstance(source, dict):

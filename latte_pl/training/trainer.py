@@ -73,7 +73,7 @@ class LatteTrainer(Trainer):
         """Measure the held-out loss of a trained model.
 
         Args:
-            ckpt_path: A checkpoint, a run's folder or a release file.
+            ckpt_path: A checkpoint, a run's folder, a release file, or one of the official code (.pt).
         """
         trained = _trained(ckpt_path, "validate")
         trained.load_into(model)
@@ -96,7 +96,7 @@ class LatteTrainer(Trainer):
         """Sample videos as MP4, GIF and a contact sheet.
 
         Args:
-            ckpt_path: A checkpoint, a run's folder or a release file.
+            ckpt_path: A checkpoint, a run's folder, a release file, or one of the official code (.pt).
             num_samples: How many videos; default 16, or one of each prompt.
             labels: Classes to cycle through, by name or number; all of them by default.
             batch_size: Videos sampled at once on each device.
@@ -143,7 +143,7 @@ class LatteTrainer(Trainer):
         """Measure a trained model under a protocol; the same call goes on after a kill.
 
         Args:
-            ckpt_path: A checkpoint, a run's folder or a release file.
+            ckpt_path: A checkpoint, a run's folder, a release file, or one of the official code (.pt).
             protocol: Name of a protocol, or a .yaml file.
             extractor_path: Weights of the protocol's extractor, where they are neither embedded nor downloaded.
             batch_size: Videos sampled at once on each device.
@@ -156,18 +156,23 @@ class LatteTrainer(Trainer):
         return measure(self, model, datamodule, name, protocol, extractor_path, batch_size, folder)
 
     def info(self, model: Latte, datamodule: None = None, batch_size: int = 1, num_images: int = 0) -> None:
-        """Print parameters, FLOPs a clip and the memory to expect, by part; nothing is allocated.
+        """Print parameters, FLOPs a clip and the memory of a training step, by part; nothing is allocated.
+
+        The memory is that of `trainer.precision`.
 
         Args:
             batch_size: Clips a device holds at once, for the memory.
             num_images: Images of joint training appended to each clip.
         """
-        print(cost_table(model, num_images, batch_size))
+        half = self.precision == "bf16-mixed"
+        print(cost_table(model, num_images, batch_size, "bf16" if half else "float32"))
 
 
 def _trained(ckpt_path: str | None, command: str) -> weights.Weights:
     if ckpt_path is None:
-        raise ValueError(f"latte {command} needs --ckpt_path: a checkpoint, a run's folder or a .safetensors file")
+        raise ValueError(
+            f"latte {command} needs --ckpt_path: a checkpoint, a run's folder, a .safetensors file or an official .pt"
+        )
     return weights.read(ckpt_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentParser
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -87,7 +88,7 @@ def read(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: When there is no such file.
-        ValueError: When the file is not one of ours.
+        ValueError: When the file is neither one of ours nor of the official code.
     """
     path = find(path)
     if path.suffix == ".safetensors":
@@ -100,15 +101,44 @@ def read(path: str | Path) -> Weights:
         return Weights(state, state, about["config"], about["class_names"], about["step"])
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state, config = checkpoint["state_dict"], checkpoint["config"]
+        official = "state_dict" not in checkpoint and bool({"ema", "model", "pos_embed"} & checkpoint.keys())
+        state, config = (checkpoint, {}) if official else (checkpoint["state_dict"], checkpoint["config"])
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
         raise ValueError(
-            f"{path} is not a whole checkpoint of a latte run ({type(error).__name__}); checkpoints of the official "
-            "code load with latte_pl.interop.load_official"
+            f"{path} is not a whole checkpoint of a latte run or of the official code ({type(error).__name__})"
         ) from error
+    if official:
+        return _official(path, state)
     raw = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
     ema = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
     return Weights(ema, raw, config, checkpoint["class_names"], checkpoint["global_step"])
+
+
+def _official(path: Path, checkpoint: dict[str, Any]) -> Weights:
+    """Read a checkpoint of the official code: its weights, and the configuration that samples as it does.
+
+    A model of 101 classes is one of UCF101; any other takes its data from the command line.
+    """
+    from latte_pl.interop.official import load_official, with_ucf101_order  # its package imports this module
+
+    try:
+        nets = [load_official(checkpoint[part]) for part in ("model", "ema") if part in checkpoint]
+        nets = nets or [load_official(checkpoint)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    net, states = nets[0], [with_ucf101_order(net.state_dict()) for net in nets]
+    overlay = "ucf101" if net.num_classes == 101 else "folder"
+    config = yaml.safe_load((SHIPPED.parent / "configs" / "data" / f"{overlay}.yaml").read_text())
+    names = ("hidden_size", "depth", "num_heads", "patch_size", "in_channels", "num_frames", "mlp_ratio", "learn_sigma")
+    shape = {name: getattr(net, name) for name in (*names, "conditioning", "num_classes")}
+    config["model"]["net"]["init_args"] = {**shape, "input_size": list(net.input_size)}
+    config["model"]["diffusion"] = {
+        "class_path": "latte_pl.diffusion.GaussianDiffusion",
+        "init_args": {"learn_sigma": net.learn_sigma},
+    }
+    cell = 8  # of Stable Diffusion's autoencoder, in pixels
+    config["data"]["init_args"] |= {"num_frames": net.num_frames, "size": [cell * side for side in net.input_size]}
+    return Weights(ema=states[-1], raw=states[0], config=config)
 
 
 def export(ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32") -> None:
