@@ -41,6 +41,8 @@ FREE = (
     "data.init_args.num_workers",
     "data.init_args.val_clips",
     "data.init_args.cache_dir",
+    "data.init_args.latents",  # what they are is compared with codec and data when they are opened
+    "model.pretrained.source",  # read once, when the run was new
 )
 
 
@@ -161,7 +163,7 @@ class LatteCLI(LightningCLI):
         self.config_init[self.subcommand]["ckpt_path"] = resume
         if self.config_init[self.subcommand].trainer.logger is None:
             # points logged after the checkpoint belong to steps that are made again
-            purge = weights.step_of(resume) + 1 if resume else None
+            purge = weights.step_of(resume) + 1 if resume else 0
             kwargs["logger"] = TensorBoardLogger(
                 str(root), name=config.name, version="", default_hp_metric=False, purge_step=purge
             )

@@ -19,7 +19,7 @@ def main(args: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(args)
     try:
         done = options.command(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # submitit's are RuntimeErrors
         if os.environ.get("LATTE_TRACEBACK"):
             raise
         print(f"latte-ablate: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -62,16 +62,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return seeds
 
 
-def _studies(names: Sequence[str]) -> list[Study]:
+def _studies(names: Sequence[str], scale: str | None = None) -> list[Study]:
     paths = shipped() if list(names) == ["all"] else [find(name) for name in names]
     if not paths:
         raise FileNotFoundError("no studies here; change to the folder that holds ablations/, or give a .yaml file")
-    return [read(path) for path in paths]
+    studies = [read(path) for path in paths]
+    return [study for study in studies if scale in (None, *study.scales)] if list(names) == ["all"] else studies
 
 
 def list_studies(options: argparse.Namespace) -> bool:
@@ -91,8 +95,9 @@ def run(options: argparse.Namespace) -> bool:
 
     root = options.root
     trials: dict[str, Trial] = {}
-    for study in _studies(options.study):
+    for study in _studies(options.study, options.scale):
         planned = plan(study, options.scale, root, options.seeds)
+        check_devices(planned, options)
         if options.dry_run:
             print(dry_run(study, options.scale, planned))
             continue
@@ -122,7 +127,7 @@ def status(options: argparse.Namespace) -> bool:
 
     root = options.root
     console = Console()
-    for study in _studies(options.study):
+    for study in _studies(options.study, options.scale):
         planned = plan(study, options.scale, root, options.seeds)
         console.print(f"{study.name}, {options.scale}", style="bold")
         console.print(table([(trial, state_of(trial)) for trial in planned]))
@@ -130,7 +135,7 @@ def status(options: argparse.Namespace) -> bool:
         kept = [name for name in earlier if (root / "trials" / name / "result.json").is_file()]
         if kept:
             console.print(
-                f"{len(kept)} results belong to settings that the study no longer has; they are kept, and not counted"
+                f"{len(kept)} results are of settings or seeds that are not the study's; they are kept, and not counted"
             )
     return True
 
@@ -141,8 +146,31 @@ def report(options: argparse.Namespace) -> bool:
 
     root = options.root
     output = options.output or options.root / "reports" / options.scale
-    written = [write(study, options.scale, root, output, options.seeds) for study in _studies(options.study)]
-    return all(written)
+    complete = True
+    for study in _studies(options.study, options.scale):
+        try:
+            complete &= write(study, options.scale, root, output, options.seeds)
+        except ValueError as error:
+            if len(options.study) == 1 and options.study != ["all"]:
+                raise
+            print(f"{error}\n", file=sys.stderr)
+            complete = False
+    return complete
+
+
+def check_devices(trials: Sequence[Trial], options: argparse.Namespace) -> None:
+    """Refuse a number of GPUs on SLURM that the trials do not use.
+
+    Raises:
+        ValueError: The two differ; both are named.
+    """
+    if options.executor != "slurm":
+        return
+    for trial in trials:
+        trainer = trial.config["trainer"]
+        used = 0 if trainer["accelerator"] == "cpu" else trainer["devices"]
+        if isinstance(used, int) and used != options.gpus:
+            raise ValueError(f"{trial.row} trains on {used} GPUs (trainer.devices), --gpus is {options.gpus}")
 
 
 def _manifest(study: Study, scale: str, root: Path) -> Path:

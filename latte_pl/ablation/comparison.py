@@ -30,19 +30,18 @@ def distance(result: dict[str, Any]) -> float | None:
 
 
 def loss_at(share: float) -> Reading:
-    """Return a reading of the held-out loss after this share of the training."""
-    return lambda result: read_at(result["curves"]["val/loss"], share * result["steps"])
+    """Return a reading of the held-out loss after this share of the training; None before the curve's first point."""
+    return lambda result: _at(result, share * result["steps"])
 
 
 def loss_at_flops(flops: float) -> Reading:
     """Return a reading of the held-out loss after this many training FLOPs; None before the curve's first point."""
+    return lambda result: _at(result, result["steps"] * flops / result["cost"]["training_flops"])
 
-    def reading(result: dict[str, Any]) -> float | None:
-        curve = result["curves"]["val/loss"]
-        step = result["steps"] * flops / result["cost"]["training_flops"]
-        return None if step < curve[0][0] else read_at(curve, step)
 
-    return reading
+def _at(result: dict[str, Any], step: float) -> float | None:
+    curve = result["curves"]["val/loss"]
+    return None if step < curve[0][0] else read_at(curve, step)
 
 
 MEASURES: dict[str, Reading] = {LOSS: loss, DISTANCE: distance}
@@ -104,10 +103,10 @@ class Comparison:
         """Refuse results that must not stand in one table.
 
         Raises:
-            ValueError: Two results differ in scale, budget, held-out protocol or distance protocol; both are named.
+            ValueError: Two results differ in budget, held-out protocol or distance protocol; both are named. Scales
+                cannot mix: a result is found by the hash of the scale's own trial.
         """
         for name, read in (
-            ("scales", lambda result: result["scale"]),
             ("budgets in clips", lambda result: result["clips"]),
             ("held-out protocols", lambda result: result["held_out"]["hash"][:12]),
             ("distance protocols", lambda result: result["distance"] and result["distance"]["protocol_hash"][:12]),
@@ -207,4 +206,4 @@ class Comparison:
 
 
 def _spread(name: str, value: Estimate | None) -> dict[str, float | None]:
-    return {name: value and value.mean, f"{name}_half": value and value.half}
+    return {name: value and value.mean, f"{name}_half": value and value.half, f"{name}_n": value and value.n}

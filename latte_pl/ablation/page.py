@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def samples_of(comparison: Comparison, row: str, seed: int) -> Path | None:
 
 def colours(comparison: Comparison) -> dict[str, Any]:
     """Return a colour a row: grey for the baseline, one of a palette for each other."""
-    palette = iter(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
+    palette = itertools.cycle(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
     return {row: "0.35" if row == comparison.baseline else next(palette) for row in comparison.results}
 
 

@@ -18,7 +18,10 @@ from latte_pl.nn import Latte
 POINTS = 16  # held-out losses along a training
 # settings that change where data lie or how fast things go, not what is trained
 FREE = ("model.compile", "data.init_args.num_workers", "data.init_args.cache_dir", "data.init_args.latents")
-TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
+TRAINER = (
+    *("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
+    *("limit_train_batches", "limit_val_batches", "overfit_batches"),
+)
 
 
 def plan(study: Study, scale_name: str, root: Path, seeds: list[int] | None = None) -> list[Trial]:
@@ -85,16 +88,23 @@ def _trial(
     }
     digest = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:12]
     folder = root / "trials" / digest
-    expected = {key: flat(resolved).get(key, value) for key, value in settings.items() if not references({"": value})}
+    read = {key.replace(".init_args", ""): value for key, value in flat(resolved).items()}
+    stated = {key: value for key, value in settings.items() if not references({"": value})}
+    expected = {key: read.get(key.replace(".init_args", ""), value) for key, value in stated.items()}
     watch = {
         "class_path": "latte_pl.ablation.watch.Watch",
         "init_args": {"expected": json.dumps(expected), "folder": str(folder)},
     }
     where = {trial.row: trial.folder for trial in needs}
-    own = [f"--{key}={_text(value).format(**where) if where else _text(value)}" for key, value in settings.items()]
+    own = [f"--{key}={_filled(_text(value), where)}" for key, value in settings.items()]
     own = [f"--{key}={_text(value)}" for key, value in scale.overrides.items()] + own
     latents = [f"--data.latents={root / 'latents' / scale.latents}"] if scale.latents else []
     every = next(n for n in range(max(1, steps // POINTS), steps + 1) if steps % n == 0)
+    if steps // every < min(steps, POINTS // 2):
+        raise ValueError(
+            f"{study.name}, row {row}: {steps} steps cannot be cut into about {POINTS} equal parts, after which the "
+            "held-out loss is measured; choose clips so that they can"
+        )
     fit = (
         *("fit", *configs, *own, *latents),
         f"--seed_everything={seed}",
@@ -108,8 +118,9 @@ def _trial(
     commands = [fit]
     encode = None
     if scale.latents:
-        num_videos = [arg for arg in own if arg.startswith("--data.num_videos=")]
-        encode = ("encode", *configs, *num_videos, "--output", str(root / "latents" / scale.latents))
+        shared = [f"--{key}={_text(value)}" for key, value in scale.overrides.items()]
+        shared = [arg for arg in shared if arg.startswith(("--data.", "--model.codec"))]
+        encode = ("encode", *configs, *shared, "--output", str(root / "latents" / scale.latents))
     if arm and scale.protocol:
         commands.append(("test", *_trainer_of(resolved), "--ckpt_path", str(folder), "--protocol", scale.protocol))
     return Trial(
@@ -127,6 +138,12 @@ def _trial(
         expected=expected,
         config=resolved,
     )
+
+
+def _filled(text: str, where: dict[str, str]) -> str:
+    for name, folder in where.items():
+        text = text.replace(f"{{{name}}}", folder)
+    return text
 
 
 def _trainer_of(resolved: dict[str, Any]) -> list[str]:

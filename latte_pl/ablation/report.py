@@ -91,7 +91,7 @@ def shown_table(comparison: Comparison) -> pd.DataFrame:
         costs = {
             "parameters": (1e6, "{:.2f} M"),
             "forward_flops": (1e9, "{:.3f}"),
-            "clips_per_second": (1.0, "{:.0f}"),
+            "clips_per_second": (1.0, "{:.3g}"),
             "peak_memory": (2**20, "{:.0f} MiB"),
         }
         for name, (unit, form) in costs.items():
@@ -139,7 +139,7 @@ def markdown(comparison: Comparison) -> str:
         "",
         "| " + " | ".join(TITLES[str(name)] for name in shown) + " |",
         "|" + "---|" * len(shown.columns),
-        *("| " + " | ".join(row) + " |" for row in cells(shown)),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells(shown)),
         "",
         *(f"- {claim}. {answer}" for claim, answer in verdict_lines(comparison)),
         "",
@@ -153,7 +153,7 @@ def origin(comparison: Comparison) -> list[str]:
     results = comparison.all_results()
     first = results[0]
     held_out = first["held_out"]
-    commits = sorted({result["git_commit"][:12] or "unknown" for result in results})
+    commits = sorted({_short(result["git_commit"]) for result in results})
     devices = sorted({f"{result['cost']['device']}, {result['cost']['threads']} thread(s)" for result in results})
     seeds = sorted({result["seed"] for result in results})
     lines = [
@@ -189,15 +189,19 @@ def origin(comparison: Comparison) -> list[str]:
     return lines
 
 
+def _short(commit: str) -> str:
+    """Return the first digits of a commit, and whether files were changed."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "") or "unknown"
+
+
 def latex(comparison: Comparison) -> str:
     """Return the table as LaTeX (booktabs)."""
     shown = shown_table(comparison).rename(columns=TITLES)
-    shown = shown.map(lambda cell: cell.replace("±", r"$\pm$")) if len(shown) else shown
     body = [r" & ".join(_escape(cell) for cell in row) + r" \\" for row in cells(shown)]
-    head = r" & ".join(_escape(name) for name in shown.columns) + r" \\"
+    head = r" & ".join(_escape(str(name)) for name in shown.columns) + r" \\"
     return "\n".join(
         [
-            f"% {comparison.study.question}",
+            f"% {' '.join(comparison.study.question.split())}",
             r"\begin{tabular}{l" + "r" * (len(shown.columns) - 1) + "}",
             r"\toprule",
             head,
@@ -211,9 +215,14 @@ def latex(comparison: Comparison) -> str:
 
 
 def _escape(text: str) -> str:
-    for sign in ("&", "%", "_", "#"):
-        text = text.replace(sign, "\\" + sign)
-    return text
+    names = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "Δ": r"$\Delta$",
+    }
+    return "".join(names.get(sign, f"\\{sign}" if sign in "&%_#${}" else sign) for sign in text)
 
 
 def _value(line: Any, name: str, digits: int) -> str:
@@ -222,7 +231,8 @@ def _value(line: Any, name: str, digits: int) -> str:
         return "FAILED" if line["failed"] and not line["seeds"] else "-"
     sign = "+" if name.endswith("diff") else ""
     spread = "" if _missing(half) else f" ± {half:.{digits}f}"
-    return f"{value:{sign}.{digits}f}{spread}"
+    fewer = f" (n = {int(line[f'{name}_n'])})" if sign and line[f"{name}_n"] < line["seeds"] else ""
+    return f"{value:{sign}.{digits}f}{spread}{fewer}"
 
 
 def _signed(difference: Estimate | None, digits: int) -> str:

@@ -24,8 +24,9 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
     held_out = curves.get("val/loss", [])
     if not held_out or held_out[-1][0] != trial.steps:
         raise ValueError(f"{trial.folder} has no held-out loss at its last step {trial.steps}")
-    if not math.isfinite(held_out[-1][1]):
-        raise ValueError(f"the held-out loss is {held_out[-1][1]} at the last step")
+    for step, value in held_out:
+        if not math.isfinite(value):
+            raise ValueError(f"the held-out loss is {value} at step {step}")
     result: dict[str, Any] = {
         "hash": trial.hash,
         "row": trial.row,
@@ -56,6 +57,8 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
             raise ValueError(f"{trial.folder} has no record of its video distance")
         record = Record.read(records[-1])
         metric, score = next(iter(record.scores.items()))
+        if not math.isfinite(score.value):
+            raise ValueError(f"the {metric.replace('_', ' ')} is {score.value}")
         result["distance"] = {
             "metric": metric,
             "value": score.value,
@@ -76,7 +79,9 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in CURVES if tag in tags}
+    # a training that began anew has logged its first steps twice; the later value of a step counts
+    by_step = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in CURVES if tag in tags}
+    return {tag: sorted(curve.items()) for tag, curve in by_step.items()}
 
 
 def _json(trial: Trial, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs the trials of a study, each in a process of its own, through submitit: here or on SLURM."""
 
 import contextlib
+import getpass
 import json
 import os
 import subprocess
@@ -14,12 +15,15 @@ from typing import Any
 import submitit
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from latte_pl.ablation.trial import Trial
-from latte_pl.ablation.worker import fail, held, progress, run, work
+from latte_pl.ablation.worker import end, fail, held, locked, progress, run, work
+from latte_pl.metrics.record import write_atomically
 
 PAUSE = 2.0  # seconds between two looks at what is running
+GRACE = 30.0  # seconds that a result may come later than its job's end
 LIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "COMPLETING")
 
 
@@ -89,6 +93,7 @@ class Runner:
         self._active: dict[str, submitit.Job[str]] = {}
         self._over: dict[str, str] = {}  # by hash: finished or FAILED, in this run
         self._said: dict[str, str] = {}
+        self._gone: dict[str, float] = {}
 
     def run(self) -> bool:
         """Run everything that has no result yet; what failed before is tried again from its checkpoint.
@@ -109,7 +114,7 @@ class Runner:
                     self._start(submit)
                     self._show(live)
                     if len(self._over) < len(self.trials):
-                        time.sleep(PAUSE)
+                        time.sleep(PAUSE if self.executor == "local" else 3 * PAUSE)
                 self._show(live)
         except KeyboardInterrupt:
             self._interrupt()
@@ -121,11 +126,13 @@ class Runner:
     def _encode(self, todo: Sequence[Trial]) -> None:
         """Make the latents that trials read, once."""
         for command in {trial.encode: None for trial in todo if trial.encode}:
-            manifest = Path(command[-1]) / "manifest.json"
-            if manifest.is_file() and json.loads(manifest.read_text())["checksums"]:
-                continue
-            self.console.print(f"encoding the data into {command[-1]}")
-            run(command, Path(f"{command[-1]}.log"))
+            folder = Path(command[-1])
+            manifest = folder / "manifest.json"
+            with locked(folder):  # two runs at once encode once
+                if manifest.is_file() and json.loads(manifest.read_text())["checksums"]:
+                    continue
+                self.console.print(f"encoding the data into {folder}", markup=False)
+                run(command, folder.with_suffix(".log"))
 
     def _executor(self) -> Callable[[Trial], submitit.Job[str]]:
         """Return what submits a trial."""
@@ -157,14 +164,26 @@ class Runner:
                 self._active.pop(trial.hash, None)
                 continue
             job = self._active.get(trial.hash)
-            if job is None or not (job.done() if self.executor == "local" else _ended(job, known)):
+            if job is None or not self._ended(job, known):
                 continue
             if trial.result.is_file():  # written between the two looks
                 continue
             del self._active[trial.hash]
+            if held(trial.path):  # another run has taken it up; a new job waits for that one
+                continue
             if not trial.failure.is_file():
                 fail(trial, _death(job))
             self._over[trial.hash] = "FAILED"
+
+    def _ended(self, job: submitit.Job[str], queued: set[str]) -> bool:
+        """Whether a job is over: it left its result, or has been gone from SLURM's queue for a while."""
+        if self.executor == "local" or job.paths.result_pickle.exists():
+            return bool(job.done())
+        if "?" in queued or job.job_id in queued:
+            self._gone.pop(job.job_id, None)
+            return False
+        # a shared file system may show the result later than the queue forgets the job
+        return time.monotonic() - self._gone.setdefault(job.job_id, time.monotonic()) > GRACE
 
     def _start(self, submit: Callable[[Trial], submitit.Job[str]]) -> None:
         """Submit what may start."""
@@ -187,7 +206,7 @@ class Runner:
             job = submit(trial)
         if self.executor == "slurm":
             place = {"job_id": job.job_id, "folder": str(job.paths.folder), "conf": os.environ.get("SLURM_CONF")}
-            (trial.path / "job.json").write_text(json.dumps(place))
+            write_atomically(trial.path / "job.json", json.dumps(place))
         return job
 
     def _adopt(self, trial: Trial) -> submitit.Job[str] | None:
@@ -196,7 +215,8 @@ class Runner:
         if self.executor != "slurm" or not path.is_file():
             return None
         place = json.loads(path.read_text())
-        if place["conf"] != os.environ.get("SLURM_CONF") or place["job_id"] not in _queued():
+        queued = _queued()
+        if place["conf"] != os.environ.get("SLURM_CONF") or not {place["job_id"], "?"} & queued:
             return None
         return submitit.SlurmJob(folder=place["folder"], job_id=place["job_id"])
 
@@ -212,6 +232,11 @@ class Runner:
         busy = [trial for trial in self.trials if trial.hash in self._active]
         while time.monotonic() < deadline and any(held(trial.path) for trial in busy):
             time.sleep(0.2)
+            if time.monotonic() > deadline - 15:
+                for trial in busy:
+                    pid = trial.path / "pid"
+                    if held(trial.path) and pid.is_file():
+                        end(int(pid.read_text()))
         self.console.print("\ninterrupted; the same command goes on from the newest checkpoints")
 
     def _show(self, live: Live) -> None:
@@ -223,7 +248,8 @@ class Runner:
         for trial, state in rows:
             if self._said.get(trial.hash) != state and state != "pending":
                 detail = f": {last_error(trial)}" if state == "FAILED" else ""
-                self.console.print(f"{trial.row}, seed {trial.seed} ({trial.hash}) {state}{detail}", soft_wrap=True)
+                line = f"{trial.row}, seed {trial.seed} ({trial.hash}) {state}{detail}"
+                self.console.print(line, soft_wrap=True, markup=False, highlight=False)
             self._said[trial.hash] = state
 
     def _state(self, trial: Trial) -> str:
@@ -260,17 +286,17 @@ def table(rows: Sequence[tuple[Trial, str]]) -> Table:
         if state == "running" and speed:
             left = f"{(1 - step / trial.steps) * trial.clips / speed / 60:.1f} min"
         colour = {"finished": "green", "FAILED": "red", "running": "cyan"}.get(state, "")
-        name = trial.row if trial.arm else f"({trial.row})"
+        name = escape(trial.row if trial.arm else f"({trial.row})")
         cells = (f"{step}/{trial.steps}" if step else "", f"{speed:.0f}" if speed else "", left)
         shown.add_row(name, str(trial.seed), f"[{colour}]{state}[/]" if colour else state, *cells)
         if state == "FAILED":
-            shown.add_row("", "", f"[red]{last_error(trial)}[/]")
+            shown.add_row("", "", f"[red]{escape(last_error(trial))}[/]")
     return shown
 
 
 def _queued() -> set[str]:
     """Return the ids of the jobs that SLURM still has to do."""
-    command = ["squeue", "--noheader", "--states=all", "--format=%i %T"]
+    command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", "--format=%i %T"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError) as error:
@@ -279,15 +305,10 @@ def _queued() -> set[str]:
     return {job for job, state in (line.split() for line in lines if line.strip()) if state in LIVE}
 
 
-def _ended(job: submitit.Job[Any], queued: set[str]) -> bool:
-    """Whether a SLURM job is over: it left its result, or SLURM no longer has it."""
-    return job.paths.result_pickle.exists() or ("?" not in queued and job.job_id not in queued)
-
-
 def _death(job: submitit.Job[Any]) -> str:
     """Return why a job ended without a word of its own."""
     if not job.paths.result_pickle.exists():
-        return "the process was killed, or died without a result (out of memory?)"
+        return "the process was killed, or died without a result (out of memory, or out of time?)"
     try:
         error = job.exception()
     except Exception as unread:

@@ -177,6 +177,8 @@ def _build(name: str, data: Any) -> Study:
     every = set(rows).union(*(scale.rows or {} for scale in scales.values()))
     if strays := [claim.row for claim in claims if claim.row not in every]:
         raise ValueError(f"claims about {', '.join(strays)}, which no scale trains; the rows are {', '.join(every)}")
+    if len(data.get("rows") or {}) + len(_grid(data.get("grid"))) > len(rows):
+        raise ValueError("rows and grid name the same row")
     for scale in scales.values():
         named = rows if scale.rows is None else scale.rows
         baseline = scale.baseline or data["baseline"]
@@ -186,6 +188,9 @@ def _build(name: str, data: Any) -> Study:
             for reference in references(settings):
                 if reference not in prepare:
                     raise ValueError(f"{{{reference}}} names nothing that prepare trains: {', '.join(prepare) or '-'}")
+    for settings in prepare.values():
+        if named := references(settings):
+            raise ValueError(f"a training under prepare starts from {', '.join(named)}; only rows start from others")
     status = data["status"]
     if status not in ("quoted", "issue", "code", "recalled", "ours"):
         raise ValueError(f"status is {status!r}; choose quoted, issue, code, recalled or ours")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from latte_pl.nn.patches import TubeletPatches
 from latte_pl.nn.variants import SpatialBlock, SplitAttentionBlock, SplitHeadsBlock, TemporalBlock
 from latte_pl.training.cost import count_cost
 from latte_pl.training.module import HELD_OUT_SEED, LatteModule
+from latte_pl.types import Text
 
 
 class Watch(Callback):
@@ -40,6 +42,7 @@ class Watch(Callback):
         self.folder = Path(folder)
         self._starts: list[float] = []
         self._written = 0.0
+        self._peak = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the axes back.
@@ -50,11 +53,14 @@ class Watch(Callback):
         assert isinstance(pl_module, LatteModule)
         data: VideoDataModule = trainer.datamodule  # type: ignore[attr-defined]
         check(self.expected, pl_module, data)
+        axes = {
+            name: read(pl_module, data) for name, read in AXES.items()
+        }  # on all ranks: sharded weights are gathered
         if not trainer.is_global_zero:
             return
         cost = count_cost(net_of(pl_module), data.num_images)
         built = {
-            "axes": {name: read(pl_module, data) for name, read in AXES.items()},
+            "axes": axes,
             "held_out": held_out(pl_module, data),
             "parameters": cost.num_parameters,
             "forward_flops": cost.forward_flops,
@@ -62,8 +68,16 @@ class Watch(Callback):
         write_atomically(self.folder / "built.json", json.dumps(built, indent=1))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note when a step starts."""
+        """Note when a step starts, and count its memory apart from that of samples."""
         self._starts.append(time.monotonic())
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(trainer.strategy.root_device)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Note the memory that forward and backward took."""
+        device = trainer.strategy.root_device
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
+        self._peak = max(self._peak, peak)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,14 +102,18 @@ class Watch(Callback):
             return
         device = trainer.strategy.root_device
         cuda = device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(device) if cuda else _peak_resident()
         cost = {
-            "clips_per_second": self._speed(trainer),
-            "peak_memory": peak,
+            "clips_per_second": self._speed(trainer) or self._before().get("clips_per_second"),
+            "peak_memory": max(self._peak, self._before().get("peak_memory", 0)),
             "device": torch.cuda.get_device_name(device) if cuda else _processor(),
             "threads": torch.get_num_threads(),
         }
         write_atomically(self.folder / "cost.json", json.dumps(cost, indent=1))
+
+    def _before(self) -> dict[str, Any]:
+        """Return the costs that an earlier part of the training wrote."""
+        path = self.folder / "cost.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
 
     def _speed(self, trainer: Trainer) -> float | None:
         """Return clips a second: the median from step to step, which validation and samples do not move."""
@@ -108,7 +126,8 @@ class Watch(Callback):
 
 def _peak_resident() -> int:
     """Return the largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _processor() -> str:
@@ -168,6 +187,10 @@ def temporal_position(net: Latte) -> str:
         "x": torch.zeros(1, net.num_frames, net.in_channels, *net.input_size, device=parameter.device),
         "timesteps": torch.zeros(1, device=parameter.device),
     }
+    if net.conditioning == "text":
+        tokens = (1, net.text_length)
+        mask = torch.ones(tokens, dtype=torch.bool, device=parameter.device)
+        inputs["text"] = Text(torch.zeros(*tokens, net.text_dim, device=parameter.device), mask)
     if net.conditioning == "class":
         inputs["labels"] = torch.zeros(1, dtype=torch.long, device=parameter.device)
     was_training = net.training
@@ -228,7 +251,8 @@ def check(expected: dict[str, Any], module: LatteModule, data: VideoDataModule) 
     """
     for key, wanted in expected.items():
         found = read_back(key, module, data)
-        if _plain(found) != _plain(wanted):
+        # None leaves the choice to what is built; one number may stand for both sides of a square
+        if wanted is not None and _plain(wanted) not in (_plain(found), *(set(found) if _square(found) else ())):
             raise ValueError(f"the row sets {key} to {wanted!r}, what was built has {found!r}; the trial is refused")
 
 
@@ -250,6 +274,10 @@ def read_back(key: str, module: LatteModule, data: VideoDataModule) -> Any:
             raise ValueError(f"the row sets {key}, which nothing that was built shows; leave it to the scale")
         found = getattr(found, name)
     return found
+
+
+def _square(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]
 
 
 def _plain(value: Any) -> Any:

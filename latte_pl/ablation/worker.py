@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from latte_pl.ablation.trial import Trial
 
-ENDINGS = re.compile(r"^(srun|slurmstepd|submitit)\b")
+ERROR = re.compile(r"^(latte: error:|[\w.]*(Error|Exception|Interrupt)\b)")
 
 
 class TrialFailed(RuntimeError):
@@ -36,14 +37,21 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def held(folder: Path) -> bool:
-    """Whether some process is at work on a trial."""
+    """Whether some process is at work on a trial.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    path = folder.with_name(f"{folder.name}.lock")
     try:
-        with folder.with_name(f"{folder.name}.lock").open("r") as file:
+        with path.open("r+") as file:  # over NFS an exclusive lock needs a file that may be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        raise OSError(f"{path} cannot be locked ({error}); choose a --root on a file system with locks") from error
     return False
 
 
@@ -117,25 +125,49 @@ def run(command: tuple[str, ...], log: Path, threads: int | None = None, lock: i
         text=True,
         errors="replace",
         pass_fds=() if lock is None else (lock,),
+        start_new_session=True,  # a process a GPU: all of them are ended together
     )
     assert process.stdout is not None
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.with_name("pid").write_text(str(process.pid))
     try:
         for line in process.stdout:
             last.append(line.rstrip())
             _append(log, line)
         status = process.wait()
     except BaseException:
-        process.kill()
+        end(process.pid)
         process.wait()
         raise
     if status:
-        lines = [line for line in last if line and not ENDINGS.match(line)]
-        killed = f"the process was killed by signal {-status}" if status < 0 else ""
-        raise TrialFailed(killed or (lines[-1] if lines else f"latte {command[0]} ended with status {status}"))
+        raise TrialFailed(last_line(list(last), status) or f"latte {command[0]} ended with status {status}")
+
+
+def end(pid: int) -> None:
+    """End a command and all processes that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def last_line(lines: list[str], status: int) -> str:
+    """Return the line that says why a process ended: its last error, else its last word.
+
+    Args:
+        lines: The end of its output.
+        status: Its exit status, negative for a signal.
+    """
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if ERROR.match(line)]
+    said = (errors or lines)[-1:]
+    if status < 0:
+        said = [f"the process was killed by signal {-status}", *errors[-1:]]
+    return ": ".join(said)
 
 
 def _append(log: Path, line: str) -> None:
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             file.write(line)
     except OSError:  # the lines are kept in memory; the command's own error tells of the disk

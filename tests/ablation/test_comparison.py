@@ -4,12 +4,15 @@ import csv
 import re
 
 import pytest
+from rich.console import Console
 from studies import fabricate, study_in, trials_of, write_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latte_pl.ablation import cli
 from latte_pl.ablation.comparison import DISTANCE, LOSS, Comparison, loss_at
+from latte_pl.ablation.page import page
 from latte_pl.ablation.report import latex, markdown, shown_table
+from latte_pl.ablation.runner import table
 from latte_pl.ablation.worker import fail
 
 SEEDS = {"scale": {"seeds": [0, 1, 2]}}
@@ -101,7 +104,6 @@ def test_pairing_is_worth_what_the_seeds_share(finished):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"scale": "paper"}, "cannot mix scales"),
         ({"clips": 128}, "cannot mix budgets in clips"),
         ({"held_out": {"loss": 0.3, "hash": "0" * 64}}, "cannot mix held-out protocols"),
         ({"distance": None}, "cannot mix distance protocols"),
@@ -171,6 +173,25 @@ def test_a_percent_sign_is_escaped_for_latex(finished):
     assert r"95 \% of\_it" in latex(comparison)
 
 
+def test_a_row_of_any_name_and_error_leaves_the_tables_whole(tmp_path):
+    rows = {"uniform": {}, "a|b [c] <i>": {"model.net.depth": 3}}
+    study, trials = study_in(tmp_path, rows=rows, **SEEDS)
+    for trial in trials:
+        if trial.row == "uniform":
+            fabricate(trial, 0.5)
+        else:
+            fail(trial, "cannot open [/data/x|y.pt] <b>")
+    comparison = Comparison.load(study, "proxy", tmp_path / "runs/ablations")
+    lines = [line for line in markdown(comparison).splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    page_text = page(comparison, shown_table(comparison), [])
+    assert "<i>" not in page_text
+    assert "&lt;b&gt;" in page_text
+    console = Console(record=True, width=200)
+    console.print(table([(trial, "FAILED") for trial in trials]))
+    assert "cannot open [/data/x|y.pt]" in console.export_text()
+
+
 def test_a_report_of_nothing_is_one_line(tmp_path, capsys):
     path = write_study(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -190,6 +211,6 @@ def test_an_edited_study_keeps_its_results_and_counts_those_that_are_its_own(fin
     said = capsys.readouterr().out
     assert said.count("finished") == 3
     assert said.count("pending") == 3
-    assert "3 results belong to settings that the study no longer has" in " ".join(said.split())
+    assert "3 results are of settings or seeds that are not the study's" in " ".join(said.split())
     comparison = Comparison.load(cli.read(path), "proxy", root)
     assert {row: len(results) for row, results in comparison.results.items()} == {"uniform": 3, "compression": 0}

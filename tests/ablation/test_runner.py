@@ -12,6 +12,17 @@ import pytest
 from studies import result_of, start, trials_of, write_study
 
 from latte_pl.ablation.runner import state_of
+from latte_pl.ablation.worker import last_line
+
+
+def test_the_last_line_is_the_error_not_what_came_after():
+    lines = ["Traceback", "ValueError: no such file", "", "ChildProcess 3 terminated", "srun: error: exit code 1"]
+    assert last_line(lines, 1) == "ValueError: no such file"
+    assert last_line(["working", "latte: error: data.size is 3"], 2) == "latte: error: data.size is 3"
+    assert last_line(lines[:2], -9) == "the process was killed by signal 9: ValueError: no such file"
+    assert last_line(["step 7"], -9) == "the process was killed by signal 9"
+    assert last_line(["torch.AcceleratorError: CUDA", "bye"], 1) == "torch.AcceleratorError: CUDA"
+    assert last_line([], 3) == ""
 
 
 def finish(process, status=0):
@@ -152,6 +163,8 @@ def test_a_full_disk_fails_the_trial_and_is_gone_on_from(tmp_path):
     assert state_of(trial) == "FAILED"
     assert not list(trial.path.glob("checkpoints/*"))
     assert "1 of 1 trials finished" in finish(start(tmp_path, "run", "study.yaml"))
+    # the training began anew; its curve has each step once
+    assert [step for step, _ in result_of(trial)["curves"]["val/loss"]] == list(range(1, 17))
 
 
 def test_a_disk_that_takes_no_word_still_gives_a_failed_trial(tmp_path):

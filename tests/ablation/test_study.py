@@ -153,6 +153,7 @@ MISTAKES = {
     "an unknown value": ({"rows": {"uniform": {"model.net.variant": "late"}}}, "late"),
     "the same row twice": ({"rows": {"uniform": {}, "same": {}}}, "'uniform' and 'same' are the same training"),
     "a start from nothing": ({"rows": {"uniform": {"model.pretrained.source": "{image}"}}}, "{image}"),
+    "a part of a point": ({"scale": {"clips": 4 * 37}}, "37 steps cannot be cut into about 16 equal parts"),
     "no such protocol": ({"scale": {"protocol": "fvd"}}, "no protocol 'fvd'"),
 }
 
