@@ -189,8 +189,8 @@ def _build(name: str, data: Any) -> Study:
                 if reference not in prepare:
                     raise ValueError(f"{{{reference}}} names nothing that prepare trains: {', '.join(prepare) or '-'}")
     for settings in prepare.values():
-        if named := references(settings):
-            raise ValueError(f"a training under prepare starts from {', '.join(named)}; only rows start from others")
+        if started := references(settings):
+            raise ValueError(f"a training under prepare starts from {', '.join(started)}; only rows start from others")
     status = data["status"]
     if status not in ("quoted", "issue", "code", "recalled", "ours"):
         raise ValueError(f"status is {status!r}; choose quoted, issue, code, recalled or ours")
