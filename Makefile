@@ -16,26 +16,19 @@ $(STAMP): setup.py
 	@touch $(STAMP)
 
 # bf16 only where the processor multiplies it; elsewhere it is slower than float32
-BF16 := import torch; print("bf16-mixed" if torch.cpu.get_capabilities().get("avx512_bf16") else "32-true")
+SCALE := import torch; print("proxy" if torch.cpu.get_capabilities().get("avx512_bf16") else "float32")
 
 quickstart: install
-	$(eval CPU := --trainer.accelerator cpu --trainer.devices 1 --trainer.precision $(shell $(BIN)/python -c '$(BF16)'))
-	@echo "1/3  samples of the shipped weights"
-	$(BIN)/latte predict $(CPU) --ckpt_path shapes --num_samples 64 --batch_size 32 --output runs/quickstart/shipped
-	@echo "2/3  the same model from scratch, three minutes"
-	$(BIN)/latte fit $(CPU) -c data/shapes.yaml -c model/tiny.yaml -c experiment/quickstart.yaml
-	@echo "3/3  its samples"
-	$(BIN)/latte predict $(CPU) --ckpt_path runs/quickstart --num_samples 64 --batch_size 32
-	@echo
-	@echo "shipped weights   runs/quickstart/shipped/contact_sheet.gif"
-	@echo "your own          runs/quickstart/predict/contact_sheet.gif"
-	@echo "curves            $(BIN)/tensorboard --logdir runs"
+	$(eval SCALE := $(shell $(BIN)/python -c '$(SCALE)'))
+	$(BIN)/latte-ablate run quickstart --scale $(SCALE) --jobs 2
+	$(BIN)/latte-ablate report quickstart --scale $(SCALE)
 
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest --nbmake notebooks
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

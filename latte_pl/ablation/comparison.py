@@ -35,10 +35,14 @@ def loss_at(share: float) -> Reading:
 
 
 def loss_at_flops(flops: float) -> Reading:
-    """Return a reading of the held-out loss after this many training FLOPs."""
-    return lambda result: read_at(
-        result["curves"]["val/loss"], result["steps"] * flops / result["cost"]["training_flops"]
-    )
+    """Return a reading of the held-out loss after this many training FLOPs; None before the curve's first point."""
+
+    def reading(result: dict[str, Any]) -> float | None:
+        curve = result["curves"]["val/loss"]
+        step = result["steps"] * flops / result["cost"]["training_flops"]
+        return None if step < curve[0][0] else read_at(curve, step)
+
+    return reading
 
 
 MEASURES: dict[str, Reading] = {LOSS: loss, DISTANCE: distance}

@@ -11,12 +11,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
 
 from latte_pl.ablation.comparison import MEASURES, Comparison
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 TEMPLATES = Environment(loader=PackageLoader("latte_pl.ablation", "."), autoescape=True, trim_blocks=True)
 
@@ -62,13 +59,14 @@ def samples_of(comparison: Comparison, row: str, seed: int) -> Path | None:
 
 def colours(comparison: Comparison) -> dict[str, Any]:
     """Return a colour a row: grey for the baseline, one of a palette for each other."""
-    palette = iter(plt.get_cmap("tab10").colors)  # type: ignore[attr-defined]
+    palette = iter(matplotlib.colormaps["tab10"].colors)  # type: ignore[attr-defined]
     return {row: "0.35" if row == comparison.baseline else next(palette) for row in comparison.results}
 
 
 def loss_curves(comparison: Comparison) -> Figure:
     """Draw the held-out loss against iterations: the mean over seeds, and the range of the seeds."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
     lowest, highest = np.inf, 0.0
     for row, colour in colours(comparison).items():
         curves = [result["curves"]["val/loss"] for result in comparison.results[row].values()]
@@ -89,7 +87,8 @@ def bars(comparison: Comparison, measure: str) -> Figure:
     """Draw the paired difference of every row to the baseline, with its interval and the seeds."""
     rows = [row for row in comparison.results if row != comparison.baseline]
     reading = MEASURES[measure]
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.9 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
     palette = colours(comparison)
     base = comparison.values(comparison.baseline, reading)
     for place, row in enumerate(rows):
@@ -113,7 +112,6 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "latte_pl", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return "<svg" + buffer.getvalue().partition("<svg")[2]
 
 

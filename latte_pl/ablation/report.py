@@ -23,10 +23,10 @@ TITLES = {
     "row": "row",
     "seeds": "seeds",
     "loss": "held-out loss",
-    "loss_diff": "difference to baseline",
-    "loss_equal_flops_diff": "difference at equal FLOPs",
+    "loss_diff": "Δ loss",
+    "loss_equal_flops_diff": "Δ loss at equal FLOPs",
     "distance": "video distance",
-    "distance_diff": "difference to baseline",
+    "distance_diff": "Δ distance",
     "parameters": "parameters",
     "forward_flops": "GFLOP a clip",
     "clips_per_second": "clips/s",
@@ -157,8 +157,8 @@ def origin(comparison: Comparison) -> list[str]:
     devices = sorted({f"{result['cost']['device']}, {result['cost']['threads']} thread(s)" for result in results})
     seeds = sorted({result["seed"] for result in results})
     lines = [
-        "Means over seeds, with 95 % intervals (Student's t); differences are paired by seed, since the arms of a seed "
-        "share initial weights, data order, timesteps and noise. Lower is better.",
+        "Means over seeds with 95 % intervals (Student's t); differences Δ to the baseline are paired by seed, since "
+        "the arms of a seed share initial weights, data order, timesteps and noise. Lower is better.",
         "",
         f"Scale {comparison.scale}: {first['clips']:,} clips a row, seeds {', '.join(map(str, seeds))}. Held-out loss: "
         f"{held_out['clips']} clips of {held_out['data']} at interval {held_out['interval']}, {held_out['objective']}, "

@@ -1,6 +1,7 @@
 """Results of trials: collected where they ran, read back for tables."""
 
 import json
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,8 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
     held_out = curves.get("val/loss", [])
     if not held_out or held_out[-1][0] != trial.steps:
         raise ValueError(f"{trial.folder} has no held-out loss at its last step {trial.steps}")
+    if not math.isfinite(held_out[-1][1]):
+        raise ValueError(f"the held-out loss is {held_out[-1][1]} at the last step")
     result: dict[str, Any] = {
         "hash": trial.hash,
         "row": trial.row,

@@ -1,11 +1,12 @@
 """Runs the trials of a study, each in a process of its own, through submitit: here or on SLURM."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ class Runner:
     def _submit(self, submit: Callable[[Trial], submitit.Job[str]], trial: Trial) -> submitit.Job[str]:
         trial.path.mkdir(parents=True, exist_ok=True)
         trial.failure.unlink(missing_ok=True)
-        job = submit(trial)
+        with _quiet_children(self.root / "jobs"):
+            job = submit(trial)
         if self.executor == "slurm":
             place = {"job_id": job.job_id, "folder": str(job.paths.folder), "conf": os.environ.get("SLURM_CONF")}
             (trial.path / "job.json").write_text(json.dumps(place))
@@ -231,6 +233,21 @@ class Runner:
             return "running" if held(trial.path) else "queued"
         state = state_of(trial)
         return state if state == "running" else "pending"
+
+
+@contextlib.contextmanager
+def _quiet_children(folder: Path) -> Iterator[None]:
+    """Send what submitit's own processes say to a file: Ctrl-C reaches them too, and they answer with a traceback."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with (folder / "submitit.log").open("a") as file:
+            os.dup2(file.fileno(), 2)
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def table(rows: Sequence[tuple[Trial, str]]) -> Table:

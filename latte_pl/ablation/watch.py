@@ -83,8 +83,8 @@ class Watch(Callback):
             write_atomically(self.folder / "progress.json", json.dumps(progress))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the training cost here."""
-        if not trainer.is_global_zero:
+        """Write what the training cost here; one that had nothing left to do has told it before."""
+        if not trainer.is_global_zero or not self._starts:
             return
         device = trainer.strategy.root_device
         cuda = device.type == "cuda"

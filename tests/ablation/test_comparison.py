@@ -48,6 +48,16 @@ def test_equal_flops_reads_the_dear_row_earlier(finished):
     assert line["loss_equal_flops"] == pytest.approx(0.41)
 
 
+def test_a_reading_before_the_first_point_is_left_out(tmp_path):
+    study, trials = study_in(tmp_path, **SEEDS)
+    for trial in trials:
+        fabricate(trial, 0.5, flops=1e9 if trial.row == "uniform" else 0.1e9)  # a tenth of 16 steps; the curve has 4
+    line = Comparison.load(study, "proxy", tmp_path / "runs/ablations").table().set_index("row")
+    assert line.loc["compression", "loss_equal_flops"] == 0.5
+    assert line["loss_equal_flops"].isna()["uniform"]
+    assert line["loss_equal_flops_diff"].isna().all()
+
+
 def test_arms_of_one_cost_have_no_second_reading(tmp_path):
     study, trials = study_in(tmp_path, **SEEDS)
     for trial in trials:

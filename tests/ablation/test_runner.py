@@ -80,13 +80,13 @@ def test_trials_that_raise_or_diverge_fail_alone(tmp_path):
     rows = {
         "uniform": {},
         "diverges": {"model.lr": 1.0e30},
-        "is not what it says": {"model.net.temporal_stride": 2},
+        "is not what it says": {"model.net.temporal_stride": 4},
     }
     write_study(tmp_path, rows=rows)
     said = finish(start(tmp_path, "run", "study.yaml", "--jobs", "3"), status=1)
     assert "1 of 3 trials finished, 2 FAILED" in said
     assert re.search(r"diverges, seed 0: .*the loss is (nan|inf) at step \d+", said)
-    assert re.search(r"is not what it says, seed 0: .*temporal_stride to 2.*built has 1; the trial is refused", said)
+    assert re.search(r"is not what it says, seed 0: .*temporal_stride to 4.*built has 1; the trial is refused", said)
     assert [state_of(trial) for trial in trials_of(tmp_path)] == ["finished", "FAILED", "FAILED"]
     again = finish(start(tmp_path, "status", "study.yaml"))
     assert again.count("FAILED") == 2
