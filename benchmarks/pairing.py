@@ -1,6 +1,6 @@
 """What sharing timesteps and noise is worth when two trained models are compared on held-out clips.
 
-Each draw k gives every clip another timestep and another noise. Two models that share a draw differ by what they learnt;
+Each draw k gives every clip another timestep and noise. Two models that share a draw differ by what they learnt;
 with a draw each, also by what was drawn. Needs the runs of two arms::
 
     python benchmarks/pairing.py runs/ablations/trials/148329ed82b6 runs/ablations/trials/e7202610be15
