@@ -174,13 +174,14 @@ def origin(comparison: Comparison) -> list[str]:
         )
     gains = {measure: comparison.pairing_gain(measure) for measure in (LOSS, DISTANCE)}
     told = [
-        f"{math.exp(sum(map(math.log, values)) / len(values)):.1f} times for the {name}"
+        f"{math.exp(sum(map(math.log, values)) / len(values)):.2f} for the {name}"
         for name, values in gains.items()
         if values
     ]
     if told:
         lines.append(
-            f"Pairing narrows the intervals {' and '.join(told)} (geometric mean over rows, against unpaired runs)."
+            f"Width of the interval of unpaired runs over that of the paired ones: {', '.join(told)} (geometric mean "
+            "over rows; above 1 pairing narrows)."
         )
     lines.append(
         f"Commit {', '.join(commits)}; {'; '.join(devices)}; `latte-ablate run {comparison.study.name} --scale "
