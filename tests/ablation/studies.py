@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,15 @@ def write_study(folder: Path, rows: dict[str, Any] | None = None, **changes: Any
 
 
 def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen:
-    """Start `latte-ablate` in a process of its own, with its output kept."""
+    """Start `latte-ablate` in a process of its own, with its output kept; ``preexec_fn`` runs there first."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = options.pop("preexec_fn", None)
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it, and hands that on
+        if first is not None:
+            first()
+
     environment.pop("PL_GLOBAL_SEED", None)
     return subprocess.Popen(
         [sys.executable, "-m", "latte_pl.ablation.cli", *args],
@@ -52,6 +60,7 @@ def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # so that a signal to it is not one to pytest
+        preexec_fn=prepare,
         **options,
     )
 
