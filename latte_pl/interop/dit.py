@@ -72,7 +72,10 @@ class Transfer:
 
 
 class ImageModel(NamedTuple):
-    """A DiT's weights, and its number of heads where that is known: the weights don't tell."""
+    """A DiT's weights, and its number of heads where that is known: the weights don't tell.
+
+    A video model of the same arrangement may stand in its place, with temporal layers of its own.
+    """
 
     state: dict[str, Tensor]
     num_heads: int | None
@@ -105,8 +108,9 @@ def load_dit(
     Args:
         net: the model, freshly initialised: what is new keeps its values.
         source: an official ``.pt`` file, a state dict in a ``.safetensors`` file, its content (a state dict, or one
-            under "ema", taken first, or "model"); or a run's folder, checkpoint or release file of a model of this
-            repository with ``variant="spatial"``, of which the average is taken.
+            under "ema", taken first, or "model"); or a run's folder, checkpoint, release file or shipped weights of a
+            model of this repository, of which the average is taken. Its variant is "spatial", or the model's own: a
+            video model, whose temporal layers are copied as they are, to start one of another condition.
         labels: "new" draws the label table anew, for other classes; "keep" copies it; "drop" is for a model without
             classes (captions are read by layers that start at zero), whose timestep embedding gets the null class (the
             table's last row) added: in DiT every condition is timestep plus label.
@@ -120,11 +124,11 @@ def load_dit(
         FileNotFoundError: no such file.
         ValueError: the source is no DiT, or does not fit the model; both values are named.
     """
-    image = read_dit(source)
+    image = read_dit(source, net)
     _check(net, image, labels, temporal)
     blocks, stride = block_map(net, image.depth), net.temporal_stride
     ledger: dict[tuple[str, Any], list[tuple[int, str]]] = defaultdict(list)
-    origins = {name: _origin(name, net, blocks, labels, temporal) for name in net.state_dict()}
+    origins = {name: _origin(name, net, blocks, labels, temporal, image) for name in net.state_dict()}
     for name in filter(_reads_text, origins):  # a DiT has none of these, an image model of captions has
         origins[name] = origins[name] if origins[name] in image.state else None
     if missing := sorted({origin for origin in origins.values() if origin} - image.state.keys()):
@@ -145,13 +149,13 @@ def load_dit(
         value = image.state[origin].to(own)
         fate = "repeated" if origin in taken else "copied"
         taken.add(origin)
-        if name == "x_embedder.proj.weight" and own.ndim == 5:
+        if name == "x_embedder.proj.weight" and value.ndim < own.ndim:
             value = value.unsqueeze(2).expand_as(own) / own.shape[2]
             fate = "repeated" if stride > 1 else "copied"
         elif name == "t_embedder.mlp.2.bias" and labels == "drop" and LABEL_TABLE in image.state:
             value = value + image.state[LABEL_TABLE][-1].to(own)
         count = own.numel()
-        if name.startswith("final_layer.linear"):
+        if name.startswith("final_layer.linear") and "frames.weight" not in image.state:
             value, shared = decoder(value, net)
             count, fate = shared * stride, "repeated" if stride > 1 else "copied"
             note(name, "new", own.numel() - count)
@@ -166,8 +170,8 @@ def load_dit(
     return Transfer(rows + _dropped(image, taken, labels))
 
 
-def read_dit(source: str | Path | Mapping[str, Any]) -> ImageModel:
-    """Read the weights of a DiT; nothing in a file is executed.
+def read_dit(source: str | Path | Mapping[str, Any], net: Latte) -> ImageModel:
+    """Read the weights of a DiT, or of a model of this repository that ``net`` can start from; nothing is executed.
 
     Raises:
         FileNotFoundError: no such file.
@@ -181,7 +185,7 @@ def read_dit(source: str | Path | Mapping[str, Any]) -> ImageModel:
         elif path.suffix == ".safetensors" and path.is_file() and not _has_config(path):
             content = load_file(path)
         else:
-            return _own(path)
+            return _own(path, net)
     part = next((part for part in ("ema", "model") if part in content), None)
     state = dict(content[part] if part else content)
     missing = [name for name in NEEDED if name not in state]
@@ -258,16 +262,21 @@ def _reads_text(name: str) -> bool:
     return name.startswith("text_embedder") or ".cross_attn." in name
 
 
-def _origin(name: str, net: Latte, blocks: list[int], labels: Labels, temporal: Temporal) -> str | None:
+def _origin(
+    name: str, net: Latte, blocks: list[int], labels: Labels, temporal: Temporal, image: ImageModel
+) -> str | None:
     """Return the DiT's parameter that one of the model comes from; None for a new one."""
-    if name.startswith("frames") or (name.startswith("y_embedder") and labels != "keep"):
+    if name.startswith("y_embedder") and labels != "keep":
         return None
+    if name.startswith("frames"):
+        return name if name in image.state else None
     if not name.startswith("blocks."):
         return name
     _, number, rest = name.split(".", 2)
     if temporal == "identity" and part_of(name, net).startswith("temporal"):
         return None
-    return f"blocks.{blocks[int(number)]}.{rest.replace('attn_temporal', 'attn')}"
+    own = f"blocks.{blocks[int(number)]}.{rest}"
+    return own if own in image.state else own.replace("attn_temporal", "attn")
 
 
 def _new(name: str, own: Tensor, net: Latte) -> Tensor:
@@ -288,7 +297,7 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
     if net.injection == "tokens":
         raise ValueError('a DiT acts through the gates of its modulation, which injection="tokens" lacks: take "adaln"')
     state = image.state
-    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    width, channels, *_, patch = state["x_embedder.proj.weight"].shape
     pairs = [
         ("hidden_size", width, net.hidden_size),
         ("in_channels", channels, net.in_channels),
@@ -355,15 +364,17 @@ def _torch(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as weights alone ({type(error).__name__})") from error
 
 
-def _own(path: Path) -> ImageModel:
-    """Read the averaged weights of a model of this repository."""
+def _own(path: Path, net: Latte) -> ImageModel:
+    """Read the averaged weights of a model of this repository: an image model, or a video model like ``net``."""
     read = weights.read(path)
     arguments = read.config["model"]["net"]["init_args"]
-    found = {name: arguments.get(name) for name in ("variant", "injection", "patch_embed")}
-    wanted = {"variant": "spatial", "injection": "adaln", "patch_embed": "uniform"}
-    for name, value in wanted.items():
-        if found[name] != value:
-            raise ValueError(f"{path} holds a model with {name} {found[name]}; an image model has {value}")
+    image = {"variant": "spatial", "injection": "adaln", "patch_embed": "uniform", "temporal_position": None}
+    is_image = arguments.get("variant") == "spatial"
+    for name, value in image.items():
+        found, own = arguments.get(name), getattr(net, name)
+        if value != found if is_image and value else found != own and not is_image:
+            wanted = " or ".join(dict.fromkeys(filter(None, (value, own))))
+            raise ValueError(f"{path} holds a model with {name} {found}; the model starts from one with {wanted}")
     size = arguments.get("size")
     return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2])
 

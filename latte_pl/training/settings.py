@@ -29,12 +29,12 @@ class Sampling:
 class Pretrained:
     """Weights that a new run's denoiser starts from.
 
-    For `latte_pl.nn.Latte` they are an image model's, see `latte_pl.interop.load_dit`; for
-    `latte_pl.interop.TextToVideo` the released ones.
+    For `latte_pl.nn.Latte` they are an image model's, or those of a video model of the same arrangement with another
+    condition, see `latte_pl.interop.load_dit`; for `latte_pl.interop.TextToVideo` the released ones.
 
     Args:
-        source: An official DiT file (.pt), or a run, checkpoint or release file of a model with variant "spatial"; for
-            TextToVideo a folder of diffusers, or a hub name.
+        source: An official DiT file (.pt), or a run, checkpoint, release file or shipped weights of a model with
+            variant "spatial" or the model's own; for TextToVideo a folder of diffusers, or a hub name.
         labels: The label table of an image model: drawn anew, kept, or dropped for an unconditional model.
         temporal: Temporal layers: copied from the image model's blocks, or starting as identities.
     """

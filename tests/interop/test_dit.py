@@ -1,6 +1,7 @@
 """A DiT's function inside a video model: compared with DiT written out on one image at a time, in float64."""
 
 import argparse
+import json
 import math
 
 import pytest
@@ -89,12 +90,28 @@ def dit(state, x, timesteps, labels, blocks=None):
     return h.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, GRID[0] * PATCH, GRID[1] * PATCH)
 
 
+SIZE = {"hidden_size": WIDTH, "depth": 4, "num_heads": HEADS, "in_channels": CHANNELS, "patch_size": PATCH}
+SIZE |= {"input_size": (GRID[0] * PATCH, GRID[1] * PATCH), "num_frames": 4}
+SIZE |= {"conditioning": "class", "num_classes": CLASSES, "variant": "interleaved", "patch_embed": "uniform"}
+SIZE |= {"injection": "adaln", "temporal_position": "absolute"}
+
+
 def latte(**arguments):
-    size = {"hidden_size": WIDTH, "depth": 4, "num_heads": HEADS, "in_channels": CHANNELS, "patch_size": PATCH}
-    size |= {"input_size": (GRID[0] * PATCH, GRID[1] * PATCH), "num_frames": 4}
-    net = Latte(**(size | {"conditioning": "class", "num_classes": CLASSES} | arguments)).double()
+    net = Latte(**(SIZE | arguments)).double()
     net.init_weights(seed=3)
     return net
+
+
+def release(path, arguments):
+    """Write a class model with weights that are nowhere zero as `latte export` does, and return it."""
+    net = latte(**arguments).float()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    config = {"model": {"net": {"class_path": "latte_pl.nn.Latte", "init_args": SIZE | arguments}}}
+    about = json.dumps({"config": config, "class_names": [], "step": 1})
+    save_file(net.state_dict(), path, metadata={"config": about})
+    return net.double()
 
 
 def frames(num_frames, seed=0):
@@ -348,8 +365,8 @@ def test_other_weights_are_refused(tmp_path):
         load_dit(latte(), state | {"pos_embed": swapped}, labels="keep")
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         load_dit(latte(), tmp_path / "nothing.pt")
-    with pytest.raises(ValueError, match="an image model has spatial"):
-        load_dit(latte(), "shapes")
+    with pytest.raises(ValueError, match="variant interleaved; the model starts from one with spatial or split_heads"):
+        load_dit(latte(variant="split_heads"), "shapes")
 
 
 @pytest.mark.parametrize("arguments", [{"variant": "spatial"}, {"variant": "split_attention"}, {"depth": 8}])
@@ -375,3 +392,25 @@ def test_layers_that_read_captions_come_along():
     torch.testing.assert_close(
         without_time(net)(frames(2), TIMESTEPS, text=text), image(frames(2), TIMESTEPS, text=text)
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"variant": "split_attention"},
+        {"variant": "split_heads"},
+        {"variant": "late_fusion", "patch_embed": "compression", "temporal_stride": 2},
+    ],
+    ids=lambda change: change.get("variant", "interleaved"),
+)
+def test_a_model_of_captions_starts_as_the_unconditional_part_of_a_class_model(change, tmp_path):
+    """What reads captions starts at zero, so any caption gives the class model's output without a class."""
+    source = release(tmp_path / "class.safetensors", change)
+    net = latte(**change, conditioning="text", num_classes=0, text_dim=6)
+    table = load_dit(net, tmp_path / "class.safetensors", labels="drop")
+    assert {row.part for row in table.rows if row.fate == "new"} == {"caption projection", "cross-attention"}
+    x = torch.randn(2, 4, CHANNELS, GRID[0] * PATCH, GRID[1] * PATCH, dtype=torch.float64)
+    text = Text(torch.randn(2, 3, 6, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool))
+    with torch.no_grad():
+        torch.testing.assert_close(net(x, TIMESTEPS, text=text), source(x, TIMESTEPS, torch.full((2,), CLASSES)))
