@@ -47,6 +47,51 @@ def _at(result: dict[str, Any], step: float) -> float | None:
 MEASURES: dict[str, Reading] = {LOSS: loss, DISTANCE: distance}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """Something that the results of a table must share.
+
+    Attributes:
+        part: Of a result; None for the budget.
+        digest: Its hash.
+        settings: What a row may set for itself.
+        fields: What of the part follows from that.
+    """
+
+    part: str | None
+    digest: str
+    settings: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
+
+    def shown(self, result: dict[str, Any]) -> Any:
+        """Return the budget, or the hash of a protocol."""
+        about = result if self.part is None else result[self.part]
+        return about and (about[self.digest] if self.part is None else about[self.digest][:12])
+
+    def differ(self, first: dict[str, Any], other: dict[str, Any]) -> bool:
+        """Whether two results differ by more than what their rows chose."""
+        if self.shown(first) == self.shown(other):
+            return False
+        rows = [result for result in (first, other) if any(key.startswith(self.settings) for key in result["settings"])]
+        if self.part is None or not rows or not (first[self.part] and other[self.part]):
+            return True
+        left, right = (self._rest(result[self.part]) for result in (first, other))
+        return left != right
+
+    def _rest(self, about: dict[str, Any]) -> dict[str, Any]:
+        about = about.get("stated", about)
+        return {key: value for key, value in about.items() if key not in (*self.fields, self.digest, "loss")}
+
+
+KINDS = {
+    "budgets in clips": Kind(None, "clips"),
+    "held-out protocols": Kind("held_out", "hash", ("model.diffusion",), ("objective", "objective_settings")),
+    "distance protocols": Kind(
+        "distance", "protocol_hash", ("model.diffusion", "model.sampling"), ("sampler", "steps", "eta")
+    ),
+}
+
+
 @dataclass
 class Comparison:
     """The results of a study at a scale.
@@ -102,21 +147,27 @@ class Comparison:
     def refuse_mixtures(self) -> None:
         """Refuse results that must not stand in one table.
 
+        A row may choose an objective and a sampler of its own; all else that a number depends on is shared. Scales
+        cannot mix: a result is found by the hash of the scale's own trial.
+
         Raises:
-            ValueError: Two results differ in budget, held-out protocol or distance protocol; both are named. Scales
-                cannot mix: a result is found by the hash of the scale's own trial.
+            ValueError: Two results differ in budget, held-out protocol or distance protocol; both are named.
         """
-        for name, read in (
-            ("budgets in clips", lambda result: result["clips"]),
-            ("held-out protocols", lambda result: result["held_out"]["hash"][:12]),
-            ("distance protocols", lambda result: result["distance"] and result["distance"]["protocol_hash"][:12]),
-        ):
-            found: dict[Any, str] = {}
-            for result in self.all_results():
-                found.setdefault(read(result), f"{result['row']}, seed {result['seed']}")
-            if len(found) > 1:
-                pairs = "; ".join(f"{where}: {value}" for value, where in found.items())
-                raise ValueError(f"{self.study.name}: one table cannot mix {name} ({pairs})")
+        first, *others = self.all_results() or [{}]
+        for other in others:
+            for name, kind in KINDS.items():
+                if kind.differ(first, other):
+                    pairs = "; ".join(
+                        f"{result['row']}, seed {result['seed']}: {kind.shown(result)}" for result in (first, other)
+                    )
+                    raise ValueError(f"{self.study.name}: one table cannot mix {name} ({pairs})")
+
+    def other_objective(self, row: str) -> str | None:
+        """Return the name of a row's objective where its loss is of another kind than the baseline's."""
+        own, base = (
+            next((r["held_out"] for r in self.results[name].values()), None) for name in (row, self.baseline)
+        )
+        return None if own is None or base is None or own["hash"] == base["hash"] else own.get("objective")
 
     def values(self, row: str, reading: Reading) -> dict[int, float]:
         """Return a reading of every finished trial of a row, by seed."""
@@ -128,11 +179,15 @@ class Comparison:
         return estimate(list(self.values(row, reading).values()))
 
     def difference(self, row: str, reading: Reading) -> Estimate | None:
-        """Return a row's paired difference to the baseline."""
+        """Return a row's paired difference to the baseline; None where the losses are of two objectives."""
+        if reading is not distance and self.other_objective(row):
+            return None
         return paired(self.values(row, reading), self.values(self.baseline, reading))
 
     def narrowing(self, row: str, early: Reading, late: Reading) -> Estimate | None:
         """Return by how much a row's distance to the baseline shrinks from an early to a late reading, seed by seed."""
+        if self.other_objective(row):
+            return None
         gaps = []
         for reading in (early, late):
             own, base = self.values(row, reading), self.values(self.baseline, reading)
@@ -168,6 +223,8 @@ class Comparison:
             early = self.difference(claim.row, loss_at(claim.at))
             return {LOSS: (early, verdict(early, claim.side))}
         known = {name: reading for name, reading in MEASURES.items() if self.measured(name)}
+        if self.other_objective(claim.row):
+            del known[LOSS]
         found = {name: self.difference(claim.row, reading) for name, reading in known.items()}
         return {name: (difference, verdict(difference, claim.side)) for name, difference in found.items()}
 
@@ -185,6 +242,7 @@ class Comparison:
             line: dict[str, Any] = {
                 "row": row,
                 "baseline": row == self.baseline,
+                "other_objective": self.other_objective(row) or "",
                 "seeds": len(results),
                 "failed": len(failed),
                 "missing": len(wanted) - len(results) - len(failed),

@@ -71,7 +71,7 @@ def loss_curves(comparison: Comparison) -> Figure:
     lowest, highest = np.inf, 0.0
     for row, colour in colours(comparison).items():
         curves = [result["curves"]["val/loss"] for result in comparison.results[row].values()]
-        if not curves:
+        if not curves or comparison.other_objective(row):
             continue
         values = np.array([[value for _, value in curve] for curve in curves])  # (seeds, points)
         steps = [step for step, _ in curves[0]]
@@ -95,7 +95,9 @@ def bars(comparison: Comparison, measure: str) -> Figure:
     for place, row in enumerate(rows):
         difference = comparison.difference(row, reading)
         if difference is None:
-            axes.text(0, place, " no pair of finished trials", va="center", color="0.4")
+            other = comparison.other_objective(row)
+            reason = f" the loss of {other} is of another kind" if other else " no pair of finished trials"
+            axes.text(0, place, reason, va="center", color="0.4")
             continue
         axes.barh(place, difference.mean, xerr=difference.half, color=palette[row], alpha=0.6, height=0.6, capsize=4)
         own = comparison.values(row, reading)

@@ -84,6 +84,8 @@ def shown_table(comparison: Comparison) -> pd.DataFrame:
         for name, digits in (("loss", 4), ("loss_diff", 4), ("loss_equal_flops_diff", 4)):
             if name in table and not table[name].isna().all():
                 row[name] = _value(line, name, digits)
+        if line["other_objective"]:
+            row["loss"] += f" ({line['other_objective']})"
         for name in ("distance", "distance_diff"):
             if not table[name].isna().all():
                 row[name] = _value(line, name, 1)
@@ -151,7 +153,7 @@ def markdown(comparison: Comparison) -> str:
 def origin(comparison: Comparison) -> list[str]:
     """Return what the numbers depend on: budget, protocols, commit, hardware, command."""
     results = comparison.all_results()
-    first = results[0]
+    first = next(iter(comparison.results[comparison.baseline].values()), results[0])
     held_out = first["held_out"]
     commits = sorted({_short(result["git_commit"]) for result in results})
     devices = sorted({f"{result['cost']['device']}, {result['cost']['threads']} thread(s)" for result in results})
@@ -172,6 +174,15 @@ def origin(comparison: Comparison) -> list[str]:
             f"({stated['sampler']}, {stated['steps']} steps, guidance {stated['guidance']:g}), protocol "
             f"{measured['protocol']} ({measured['protocol_hash'][:12]})."
         )
+    if any(comparison.other_objective(row) for row in comparison.results):
+        lines[-1] += (
+            " The loss of a row with another objective, named beside it, is of another kind: the distance alone "
+            "compares it."
+        )
+    for row, own in comparison.results.items():
+        sampled = next((r["distance"]["stated"] for r in own.values() if r["distance"]), None)
+        if sampled and first["distance"] and sampled["sampler"] != first["distance"]["stated"]["sampler"]:
+            lines[-1] += f" {row}: samples of {sampled['sampler']}, {sampled['steps']} steps."
     gains = {measure: comparison.pairing_gain(measure) for measure in (LOSS, DISTANCE)}
     told = [
         f"{math.exp(sum(map(math.log, values)) / len(values)):.2f} for the {name}"

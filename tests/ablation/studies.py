@@ -85,6 +85,7 @@ def fabricate(trial: Trial, loss: float, distance: float | None = None, flops: f
         "scale": trial.scale,
         "steps": trial.steps,
         "clips": trial.clips,
+        "settings": trial.expected,
         "axes": {"variant": "interleaved", "depth": 2},
         "held_out": {
             "loss": loss,

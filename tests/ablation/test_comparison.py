@@ -1,6 +1,7 @@
 """Tables: what stands in them, what must not stand in one, and what they say where a trial failed."""
 
 import csv
+import json
 import re
 
 import pytest
@@ -9,10 +10,11 @@ from studies import fabricate, study_in, trials_of, write_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latte_pl.ablation import cli
-from latte_pl.ablation.comparison import DISTANCE, LOSS, Comparison, loss_at
+from latte_pl.ablation.comparison import DISTANCE, LOSS, MEASURES, Comparison, loss_at
 from latte_pl.ablation.page import page
 from latte_pl.ablation.report import latex, markdown, shown_table
 from latte_pl.ablation.runner import table
+from latte_pl.ablation.study import Claim
 from latte_pl.ablation.worker import fail
 
 SEEDS = {"scale": {"seeds": [0, 1, 2]}}
@@ -114,6 +116,48 @@ def test_what_was_measured_otherwise_does_not_share_a_table(changes, said, finis
     trial = next(trial for trial in trials_of(root.parent.parent) if trial.row == "compression")
     fabricate(trial, 0.36, **{"distance": 36.0, **changes})
     with pytest.raises(ValueError, match=said):
+        Comparison.load(study, "proxy", root)
+
+
+FLOW = {"model.diffusion": "latte_pl.diffusion.RectifiedFlow", "model.net.learn_sigma": False}
+FLOW |= {"model.sampling.sampler": "euler", "model.sampling.steps": 2}
+
+
+def objectives(folder, **of_flow):
+    """Fabricate a study with a row of another objective, whose loss and samples are of another kind."""
+    study, trials = study_in(folder, rows={"uniform": {}, "flow": FLOW}, **SEEDS)
+    for trial in trials:
+        flow = trial.row == "flow"
+        fabricate(trial, 0.7 if flow else 0.3, 50.0 + trial.seed if flow else 100.0)
+        if flow:
+            result = json.loads(trial.result.read_text())
+            result["held_out"] |= {"hash": "a" * 64, "objective": "RectifiedFlow"} | of_flow
+            result["distance"]["protocol_hash"] = "b" * 64
+            result["distance"]["stated"]["sampler"] = "euler"
+            trial.result.write_text(json.dumps(result))
+    return study, folder / "runs/ablations"
+
+
+def test_a_row_of_another_objective_is_compared_by_the_distance_alone(tmp_path):
+    study, root = objectives(tmp_path)
+    comparison = Comparison.load(study, "proxy", root)
+    assert comparison.difference("flow", MEASURES[LOSS]) is None
+    assert comparison.difference("flow", MEASURES[DISTANCE]).mean == pytest.approx(-49.0)
+    claim = Claim(row="flow", side="better")
+    assert list(comparison.decide(claim)) == [DISTANCE]
+    assert comparison.decide(claim)[DISTANCE][1] == "agrees"
+    shown = shown_table(comparison).set_index("row").loc["flow"]
+    assert shown["loss"] == "0.7000 ± 0.0000 (RectifiedFlow)"
+    assert "loss_diff" not in shown  # no row has one
+    text = markdown(comparison)
+    assert "the distance alone compares it. flow: samples of euler, 2 steps." in text
+    whole = page(comparison, shown_table(comparison), [])
+    assert "the loss of RectifiedFlow is of another kind" in whole
+
+
+def test_a_row_of_another_objective_shares_all_else(tmp_path):
+    study, root = objectives(tmp_path, interval=7)
+    with pytest.raises(ValueError, match="cannot mix held-out protocols"):
         Comparison.load(study, "proxy", root)
 
 
