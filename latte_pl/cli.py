@@ -157,8 +157,8 @@ class LatteCLI(LightningCLI):
             ckpt = config.get("ckpt_path") or config.get("run")
             if ckpt:  # results belong to the run that they come from
                 file = weights.find(ckpt)
-                own = file.parent.name in ("checkpoints", "averages")
-                kwargs["default_root_dir"] = str(file.parent.parent if own else folder)
+                in_run = file.parent.name in ("checkpoints", "averages")
+                kwargs["default_root_dir"] = str(file.parent.parent if in_run else folder)
             trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
             # the callbacks that every run has are for training
             for_training = (Curves, SampleVideos, Checkpoints)
