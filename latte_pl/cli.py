@@ -1,4 +1,4 @@
-"""The command line: `latte fit | validate | predict | test | evaluate | compare | encode | data check | ...`."""
+"""The command line: `latte fit | validate | predict | test | average | evaluate | compare | encode | ...`."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from latte_pl.training.trainer import LatteTrainer
 CONFIGS = Path(__file__).parent / "configs"
 # commands that need neither a trainer nor a model
 COMMANDS: dict[str, Callable[..., Any]] = {"export": weights.export, "evaluate": evaluate, "compare": compare}
+# what of a configuration is needed to use a model, and may not change when a run goes on
+TRAINED = ("model", "data", "seed_everything")
+MEASURED = ("precision", "limit_val_batches")  # settings of the trainer that a held-out loss depends on
 # settings that may differ when a run goes on: they change what is shown or how fast, not what is trained
 FREE = (
     "model.sampling",
@@ -89,7 +93,7 @@ class LatteCLI(LightningCLI):
         ours = {"model", "datamodule"}
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            **dict.fromkeys(("validate", "predict", "test", "info"), ours),
+            **dict.fromkeys(("validate", "predict", "test", "average", "info"), ours),
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -150,10 +154,11 @@ class LatteCLI(LightningCLI):
         kwargs["default_root_dir"] = str(folder)
         if self.subcommand != "fit":
             self.save_config_callback = None
-            ckpt = config.get("ckpt_path")
+            ckpt = config.get("ckpt_path") or config.get("run")
             if ckpt:  # results belong to the run that they come from
                 file = weights.find(ckpt)
-                kwargs["default_root_dir"] = str(file.parent.parent if file.parent.name == "checkpoints" else folder)
+                in_run = file.parent.name in ("checkpoints", "averages")
+                kwargs["default_root_dir"] = str(file.parent.parent if in_run else folder)
             trainer = super().instantiate_trainer(**{"logger": False, **kwargs})
             # the callbacks that every run has are for training
             for_training = (Curves, SampleVideos, Checkpoints)
@@ -203,12 +208,16 @@ def resume_from(folder: Path, ckpt_path: str | None, config: dict[str, Any]) -> 
         refuse_changes(folder, config)
         return str(done[-1])
     if start is not None:
-        sizes = [c["data"]["init_args"]["global_batch_size"] for c in (weights.read(start).config, config)]
+        old = weights.read(start).config
+        sizes = [c["data"]["init_args"]["global_batch_size"] for c in (old, config)]
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"{start} was trained with data.global_batch_size {sizes[0]}, this run has {sizes[1]}; steps would no "
                 "longer count the same clips"
             )
+        every = [c["model"].get("average_every", 0) for c in (old, config)]
+        if bool(every[0]) != bool(every[1]):
+            raise ValueError(f"{start} has model.average_every {every[0]}, this run {every[1]}; both or none average")
     return str(start) if start else None
 
 
@@ -219,14 +228,26 @@ def refuse_changes(folder: Path, config: dict[str, Any]) -> None:
         ValueError: When a setting of the model, the data or the seed differs; both values are named.
     """
     old = weights.read(folder).config
-    names = ("model", "data", "seed_everything")
-    before, now = (flat({name: part.get(name) for name in names}) for part in (old, config))
+    before, now = (flat({name: part.get(name) for name in TRAINED}) for part in (old, config))
+    if now.keys() - before.keys():
+        before = flat(completed(old))
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name) and not name.startswith(FREE):
             raise ValueError(
                 f"{folder} holds a run with {name} = {before.get(name)}, this one has {now.get(name)}; "
                 "choose another --name, or delete that folder"
             )
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Complete an older configuration by the defaults of settings that were added since; else leave it as it is."""
+    old = {name: config[name] for name in TRAINED if name in config}
+    try:
+        cli = start(Resolver, ["fit", "--config", json.dumps(old)], RaisingParser)
+    except ValueError:  # a setting of then is no more
+        return old
+    new = plain(cli._parser("fit"), cli.config["fit"])
+    return {name: new.get(name) for name in TRAINED}
 
 
 def find_config(name: str) -> str:
@@ -247,6 +268,11 @@ def expand(args: Sequence[str]) -> list[str]:
     command, *rest = args
     out: list[str] = []
     ckpt = None
+    source = "--run" if command == "average" else "--ckpt_path"
+    if "--lengths" in rest:  # to the parser, a list is one argument
+        first = rest.index("--lengths") + 1
+        values = list(takewhile(lambda arg: not arg.startswith(("-", "[")), rest[first:]))
+        rest[first : first + len(values)] = [f"[{', '.join(values)}]"] if values else []
     for n, arg in enumerate(rest):
         name, _, value = arg.partition("=")
         before = rest[n - 1] if n else ""
@@ -254,16 +280,21 @@ def expand(args: Sequence[str]) -> list[str]:
             arg = find_config(arg)
         elif name in ("-c", "--config") and value:
             arg = f"{name}={find_config(value)}"
-        elif before == "--ckpt_path":
+        elif before == source:
             ckpt = arg  # whole: the name of a checkpoint has an equals sign of its own
-        elif name == "--ckpt_path" and value:
+        elif name == source and value:
             ckpt = value
         out.append(arg)
+    if command == "average" and ckpt is None and not {"-h", "--help"} & set(rest):
+        raise ValueError("latte average needs --run: a run's folder, or one of its checkpoints")
     if ckpt is None or command not in LatteCLI.subcommands():
         return [command, *out]
     saved = weights.read(ckpt).config
     if command != "fit":
-        saved = {name: saved[name] for name in ("model", "data", "seed_everything") if name in saved}
+        trainer = saved.get("trainer") or {}
+        saved = {name: saved[name] for name in TRAINED if name in saved}
+        if command == "average":  # measured as while training
+            saved["trainer"] = {name: trainer[name] for name in MEASURED if trainer.get(name) is not None}
     return [command, "--config", json.dumps(saved), *out]
 
 

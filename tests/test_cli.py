@@ -79,6 +79,39 @@ def test_the_same_command_after_the_end_changes_nothing(trained, monkeypatch):
     assert checkpoint.read_bytes() == before
 
 
+def older(folder, name, **changes):
+    """Copy a run and take settings out of its configuration that the code of then did not know, or rename them."""
+    shutil.copytree(folder, folder.parent / name)
+    path = find(folder.parent / name)
+    checkpoint = torch.load(path, weights_only=True)
+    model = checkpoint["config"]["model"]
+    for key in ("clip_from_step", "lr_schedule"):
+        del model[key]
+    del model["net"]["init_args"]["class_dropout"]
+    model |= changes
+    torch.save(checkpoint, path)
+
+
+def test_a_run_goes_on_under_code_that_knows_more_settings(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained.parent.parent)
+    older(trained, "old")
+    args = ["fit", "-c", "tiny.yaml", "--name=old"]
+    for change, said in {
+        "clip_from_step=3": "model.clip_from_step = 0, this one has 3",
+        "net.class_dropout=0.5": "model.net.init_args.class_dropout = 0.1, this one has 0.5",
+        "lr=0.5": "model.lr = 0.01, this one has 0.5",
+    }.items():
+        assert said in refused(capsys, *args, f"--model.{change}")
+    cli.main([*args, "--trainer.max_steps=7"])
+    assert find("runs/old").name == "step=0000007.ckpt"
+
+
+def test_a_setting_that_is_no_more_is_a_change(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained.parent.parent)
+    older(trained, "odd", temperature=3)
+    assert "runs/odd holds a run with model." in refused(capsys, "fit", "-c", "tiny.yaml", "--name=odd")
+
+
 @pytest.mark.parametrize("start", ["", "checkpoints/step=0000006.ckpt"])
 def test_a_run_can_start_from_another(trained, start, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -192,6 +225,11 @@ MISTAKES = {
         ["fit", "-c", "tiny.yaml", "--ckpt_path=runs/six", "--name=on", "--data.global_batch_size=8"],
         r"global_batch_size 4, this run has 8",
     ),
+    "a start without averages": (
+        ["fit", "-c", "tiny.yaml", "--ckpt_path=runs/six", "--name=on", "--model.average_every=2"],
+        r"average_every 0, this run 2; both or none",
+    ),
+    "a negative interval": (["fit", "-c", "tiny.yaml", "--model.average_every=-1"], r"average_every is -1"),
     "a name outside": (["fit", "-c", "tiny.yaml", "--name=../up"], r"inside runs"),
     "a place that cannot be written": (["export", "runs/six", "wrong.yaml/w.safetensors"], r"wrong.yaml"),
     "a wrong key": (["fit", "-c", "tiny.yaml", "--model.net.hiden_size=3"], r"hiden_size"),

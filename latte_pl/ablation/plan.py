@@ -121,8 +121,12 @@ def _trial(
         shared = [f"--{key}={_text(value)}" for key, value in scale.overrides.items()]
         shared = [arg for arg in shared if arg.startswith(("--data.", "--model.codec"))]
         encode = ("encode", *configs, *shared, "--output", str(root / "latents" / scale.latents))
+    trained = folder
+    if arm and resolved["model"]["average_every"]:
+        commands.append(("average", *_trainer_of(resolved), "--run", str(folder)))
+        trained = folder / "averages" / "best.safetensors"
     if arm and scale.protocol:
-        commands.append(("test", *_trainer_of(resolved), "--ckpt_path", str(folder), "--protocol", scale.protocol))
+        commands.append(("test", *_trainer_of(resolved), "--ckpt_path", str(trained), "--protocol", scale.protocol))
     return Trial(
         row=row,
         seed=seed,

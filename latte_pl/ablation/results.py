@@ -27,6 +27,7 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
     for step, value in held_out:
         if not math.isfinite(value):
             raise ValueError(f"the held-out loss is {value} at step {step}")
+    average = averaged(trial)
     result: dict[str, Any] = {
         "hash": trial.hash,
         "row": trial.row,
@@ -37,7 +38,8 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
         "commands": [list(command) for command in trial.commands],
         "settings": trial.expected,
         "axes": built["axes"],
-        "held_out": built["held_out"] | {"loss": held_out[-1][1]},
+        "held_out": built["held_out"]
+        | {"loss": average["lengths"][f"{average['best']:g}"] if average else held_out[-1][1]},
         "curves": curves,
         "distance": None,
         "cost": {
@@ -51,7 +53,9 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if len(trial.commands) > 1:
+    if average:
+        result["average"] = average
+    if any(command[0] == "test" for command in trial.commands):
         records = sorted((trial.path / "test").glob("*.json"), key=lambda path: path.stat().st_mtime)
         if not records:
             raise ValueError(f"{trial.folder} has no record of its video distance")
@@ -72,6 +76,23 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
     return result
 
 
+def averaged(trial: Trial) -> dict[str, Any] | None:
+    """Return what `latte average` measured of a trial's lengths; None where it keeps no averages.
+
+    Raises:
+        ValueError: It is missing, or of another step than the last.
+    """
+    if all(command[0] != "average" for command in trial.commands):
+        return None
+    found = _json(trial, "averages/lengths.json")
+    best = found["lengths"][f"{found['best']:g}"]
+    if found["step"] != trial.steps:
+        raise ValueError(f"{trial.folder} has averages of step {found['step']}, not of its last step {trial.steps}")
+    if not math.isfinite(best):
+        raise ValueError(f"the held-out loss is {best} at the best length of an average")
+    return found
+
+
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return the curves of a run that a comparison needs, by tag: (step, value)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -87,5 +108,5 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def _json(trial: Trial, name: str) -> dict[str, Any]:
     path = trial.path / name
     if not path.is_file():
-        raise ValueError(f"{path} is missing: the training did not come to its end")
+        raise ValueError(f"{path} is missing: the trial did not come to its end")
     return json.loads(path.read_text())

@@ -15,7 +15,7 @@ class Trial:
         hash: Names the trial: SHA-256 of configuration, seed, budget and protocol, shortened.
         folder: Where it trains and leaves its result.
         encode: Arguments of `latte` that make the latents it reads; None where it reads videos.
-        commands: Arguments of `latte`, in order: fit, test.
+        commands: Arguments of `latte`, in order: fit, average where averages are kept, test.
         needs: Hashes of the trials that have to be finished before.
         arm: Whether it is a row of the table; else others start from it.
         scale: Name of the scale.

@@ -10,6 +10,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import TensorBoardLogger
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
@@ -39,6 +42,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint without executing anything that it holds."""
         return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def write_tensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as a safetensors file such that a reader sees the old one or the whole new one.
+
+    Raises:
+        OSError: When the place cannot be written, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        save_file({name: value.contiguous() for name, value in state.items()}, part, metadata=metadata)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {path}: {error}; is the disk full?") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.diffusion import Diffusion, Guidance
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
+from latte_pl.training import average
 from latte_pl.training.settings import Pretrained, Sampling
 from latte_pl.types import Text, VideoBatch
 
@@ -48,6 +50,9 @@ class LatteModule(LightningModule):
         ema_warmup: Cap the decay at (1 + n) / (10 + n) after n steps, for runs much shorter than 1 / (1 - ema_decay).
         compile: Compile the blocks of the denoiser with torch.compile.
         text_encoder: Frozen encoder of captions, for ``conditioning="text"``; like the codec, no submodule.
+        average_every: Steps between snapshots of two power-function averages, from which `latte average` makes an
+            average of any length after training; 0 keeps none. A snapshot takes the disk space of two models in
+            float32, training the memory of two more models.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class LatteModule(LightningModule):
         ema_warmup: bool = False,
         compile: bool = False,
         text_encoder: TextEncoder | None = None,
+        average_every: int = 0,
     ) -> None:
         super().__init__()
         if net.learn_sigma != diffusion.learn_sigma:
@@ -99,10 +105,13 @@ class LatteModule(LightningModule):
                 f"model.net.text_dim is {net.text_dim} and the width of model.text_encoder is {width}; set a text "
                 "encoder, and model.net.init_args.text_dim to its width"
             )
+        if average_every < 0:
+            raise ValueError(f"model.average_every is {average_every}; it must be at least 0")
         if lr <= 0.0:
             raise ValueError(f"model.lr is {lr}; it must be positive")
         self.net = net
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
+        self.average_every, self.averages = average_every, nn.ModuleList()
         self.diffusion, self.sampling, self.pretrained = diffusion, sampling, pretrained
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup_steps, self.lr_schedule, self.clip_from_step = warmup_steps, lr_schedule, clip_from_step
@@ -140,6 +149,8 @@ class LatteModule(LightningModule):
                 f"trainer.precision is {self.trainer.precision}; train with 32-true, bf16-mixed or 16-mixed "
                 "(a moving average in half precision would stand still)"
             )
+        if stage == "fit" and self.average_every and not self.averages:  # only training needs their memory
+            self.averages.extend(copy.deepcopy(self.ema) for _ in average.LENGTHS)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, VideoDataModule) or stage == "predict":
             return
@@ -170,7 +181,7 @@ class LatteModule(LightningModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
             mesh = self.device_mesh["data_parallel"]
-            for module in (self.net, self.ema):
+            for module in (self.net, self.ema, *self.averages):
                 for block in module.blocks:
                     fully_shard(block, mesh=mesh)
                 # the root would stay gathered after a forward pass without backward, as the average's always is
@@ -275,6 +286,9 @@ class LatteModule(LightningModule):
         decay = min(self.ema_decay, (1 + step) / (10 + step)) if self.ema_warmup else self.ema_decay
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - decay)
+        average.update(self.averages, self.net, step + 1)
+        if self.average_every and (step + 1) % self.average_every == 0:
+            average.write_snapshot(self.averages, Path(self.trainer.default_root_dir), step + 1)
 
     def drop_window(self) -> None:
         """Forget what the micro-batches of this step measured."""

@@ -1,17 +1,23 @@
 """The trainer behind the commands: Lightning's fit, and the other ways to use a trained model."""
 
+import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.metrics import Record
+from latte_pl.metrics.record import write_atomically
 from latte_pl.nn import Latte
 from latte_pl.training import weights
+from latte_pl.training.average import exponent, reconstruct, snapshots
 from latte_pl.training.cost import cost_table
 from latte_pl.training.evaluation import measure
 from latte_pl.training.media import contact_sheet, film_strip, gif_bytes, save_mp4, save_png
@@ -77,10 +83,63 @@ class LatteTrainer(Trainer):
         """
         trained = _trained(ckpt_path, "validate")
         trained.load_into(model)
-        super().validate(model, datamodule=datamodule, verbose=False)
+        loss = self._held_out_loss(model, datamodule)
         if self.is_global_zero:
-            loss = float(self.callback_metrics["val/loss"])
             print(f"val/loss {loss:.6f} of the averaged weights at step {trained.step}")
+
+    def _held_out_loss(self, model: LatteModule, datamodule: VideoDataModule) -> float:
+        super().validate(model, datamodule=datamodule, verbose=False)
+        return float(self.callback_metrics["val/loss"])
+
+    def average(
+        self,
+        model: LatteModule,
+        datamodule: VideoDataModule,
+        run: str,
+        lengths: Sequence[float] = (0.03, 0.05, 0.1, 0.15, 0.2, 0.25),
+        output: str | None = None,
+    ) -> None:
+        """Make averages of a finished run's weights, of any length, and keep the one with the lowest held-out loss.
+
+        The run has to be trained with `model.average_every`. The table is kept as `averages/lengths.json` there.
+
+        Args:
+            run: A run's folder, or one of its checkpoints.
+            lengths: Standard deviations of the averages over training time, as shares of the training.
+            output: Release file of the best; default `averages/best.safetensors` in the run's folder.
+        """
+        checkpoint = weights.find(run)
+        folder = checkpoint.parent.parent / "averages"
+        best_file = weights.release_file(output or str(folder / "best.safetensors"))
+        if not lengths:
+            raise ValueError("no lengths to try; give some, such as --lengths 0.05 0.1")
+        for length in lengths:
+            exponent(length)  # refuses what is no length before anything is measured
+        if checkpoint.suffix != ".ckpt":
+            raise ValueError(f"{run} holds weights alone; give a run's folder")
+        if not model.average_every:
+            raise ValueError(f"{run} kept no averages; train with model.average_every set")
+        if isinstance(self.strategy, ModelParallelStrategy):
+            raise ValueError("latte average holds the whole model on each device; use --trainer.strategy ddp")
+        trained = weights.read(checkpoint)
+        trained.load_into(model)
+        files = snapshots(checkpoint, trained.step, model.average_every)
+        own = self._held_out_loss(model, datamodule)
+        losses: dict[float, float] = {}
+        for length in lengths:
+            reconstruct(model.ema, files, length)
+            losses[length] = self._held_out_loss(model, datamodule)
+        best = min(losses, key=lambda length: losses[length] if math.isfinite(losses[length]) else math.inf)
+        reconstruct(model.ema, files, best)
+        if not self.is_global_zero:
+            return
+        weights.release(trained, model.ema.state_dict(), best_file)
+        about = {"lengths": {f"{length:g}": loss for length, loss in losses.items()}, "ema": own, "best": best}
+        write_atomically(folder / "lengths.json", json.dumps(about | {"step": trained.step}, indent=1))
+        print("length  held-out loss")
+        for length, loss in losses.items():
+            print(f"{length:<7g} {loss:.6f}{'  best' if length == best else ''}")
+        print(f"EMA     {own:.6f}  the run's own\n\nstep {trained.step}, {len(files)} snapshots; weights  {best_file}")
 
     def predict(  # type: ignore[override]
         self,

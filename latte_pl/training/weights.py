@@ -9,11 +9,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latte_pl.nn.denoiser import Denoiser
-from latte_pl.training.checkpoints import NAME, checkpoints
+from latte_pl.training.checkpoints import NAME, checkpoints, write_tensors
 from latte_pl.training.module import LatteModule
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -152,15 +151,28 @@ def export(ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bf
     Raises:
         ValueError: When the file's name has another ending.
     """
+    path = release_file(output)
+    weights = read(ckpt_path)
+    release(weights, {name: value.to(getattr(torch, dtype)) for name, value in weights.ema.items()}, path)
+    print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB")
+
+
+def release_file(output: str) -> Path:
+    """Return the path of a release file to write.
+
+    Raises:
+        ValueError: When its name has another ending.
+    """
     if not output.endswith(".safetensors"):
         raise ValueError(f"output is {output!r}; its name must end in .safetensors")
-    weights = read(ckpt_path)
+    return Path(output)
+
+
+def release(weights: Weights, state: dict[str, Tensor], path: Path) -> None:
+    """Write a denoiser's state dict as a release file, with the configuration and the step of a run's weights."""
     config = {name: weights.config[name] for name in ("model", "data", "seed_everything") if name in weights.config}
     about = {"config": config, "class_names": weights.class_names, "step": weights.step}
-    state = {name: value.to(getattr(torch, dtype)).contiguous() for name, value in weights.ema.items()}
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, output, metadata={"config": json.dumps(about)})
-    print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB")
+    write_tensors(state, path, {"config": json.dumps(about)})
 
 
 def build_net(config: Any) -> Denoiser:

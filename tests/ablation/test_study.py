@@ -141,6 +141,30 @@ def test_a_row_may_start_from_a_training_that_is_no_row(tmp_path):
     assert len(image.commands) == 1
 
 
+def test_a_row_that_keeps_averages_is_measured_at_its_best_length(tmp_path):
+    changes = {"rows": {"uniform": {}, "averaged": {"model.average_every": 4}}, "claims": []}
+    uniform, averaged = study_in(tmp_path, **changes, scale={"protocol": "embedded-256-8f"})[1]
+    assert [command[0] for command in uniform.commands] == ["fit", "test"]
+    assert [command[0] for command in averaged.commands] == ["fit", "average", "test"]
+    assert uniform.hash != averaged.hash
+    _, average, test = averaged.commands
+    assert average[-2:] == ("--run", averaged.folder)
+    assert "--trainer.accelerator=cpu" in average
+    assert test[test.index("--ckpt_path") + 1] == f"{averaged.folder}/averages/best.safetensors"
+    assert uniform.commands[1][uniform.commands[1].index("--ckpt_path") + 1] == uniform.folder
+
+
+def test_what_others_start_from_is_not_measured(tmp_path):
+    changes = {
+        "prepare": {"image": {"model.net.variant": "spatial"}},
+        "rows": {"uniform": {}, "started": {"model.pretrained.source": "{image}"}},
+        "claims": [],
+        "scale": {"overrides": {"model.average_every": 4}},
+    }
+    trials = study_in(tmp_path, **changes)[1]
+    assert {trial.row: len(trial.commands) for trial in trials} == {"image": 1, "uniform": 2, "started": 2}
+
+
 MISTAKES = {
     "an unknown key": ({"colour": "red"}, "unknown colour"),
     "no baseline": ({"baseline": "none"}, "baseline 'none' is no row"),

@@ -34,6 +34,14 @@ def test_arrangement_and_injection_are_seen_in_the_blocks(variant, injection, ma
     assert AXES["injection"](module, data) == injection
 
 
+def test_snapshots_are_read_back(make):
+    module, data = make()
+    module.average_every = 4
+    check({"model.average_every": 4}, module, data)
+    with pytest.raises(ValueError, match=r"sets model\.average_every to 5, what was built has 4"):
+        check({"model.average_every": 5}, module, data)
+
+
 @pytest.mark.parametrize("variant", ["interleaved", "split_heads"])
 @pytest.mark.parametrize("position", ["absolute", "rope"])
 def test_the_position_is_seen_in_what_the_blocks_are_given(position, variant, make):
