@@ -35,6 +35,8 @@ NEEDED = (
     "final_layer.adaLN_modulation.1.weight",
 )
 LABEL_TABLE = "y_embedder.embedding_table.weight"
+# layers that later transformers have in the place of DiT's, as DiT has them
+RECIPE = {"spatial_position": "absolute", "qk_norm": False, "swiglu": False, "rms_norm": False}
 
 
 class Row(NamedTuple):
@@ -72,10 +74,11 @@ class Transfer:
 
 
 class ImageModel(NamedTuple):
-    """A DiT's weights, and its number of heads where that is known: the weights don't tell."""
+    """A DiT's weights, its number of heads where that is known (the weights don't tell), and which layers it has."""
 
     state: dict[str, Tensor]
     num_heads: int | None
+    recipe: dict[str, Any]
 
     @property
     def depth(self) -> int:
@@ -106,7 +109,8 @@ def load_dit(
         net: the model, freshly initialised: what is new keeps its values.
         source: an official ``.pt`` file, a state dict in a ``.safetensors`` file, its content (a state dict, or one
             under "ema", taken first, or "model"); or a run's folder, checkpoint or release file of a model of this
-            repository with ``variant="spatial"``, of which the average is taken.
+            repository with ``variant="spatial"``, of which the average is taken, and whose ``spatial_position``,
+            ``qk_norm``, ``swiglu`` and ``rms_norm`` are those of the model.
         labels: "new" draws the label table anew, for other classes; "keep" copies it; "drop" is for a model without
             classes (captions are read by layers that start at zero), whose timestep embedding gets the null class (the
             table's last row) added: in DiT every condition is timestep plus label.
@@ -188,7 +192,8 @@ def read_dit(source: str | Path | Mapping[str, Any]) -> ImageModel:
     if missing:
         raise ValueError(f"not a checkpoint of DiT: missing {', '.join(missing)}")
     heads = {width: num_heads for width, _, num_heads in SIZES.values()}
-    return ImageModel(state, heads.get(len(state["x_embedder.proj.weight"])))
+    recipe = RECIPE | {"qk_norm": "blocks.0.attn.q_norm.weight" in state}
+    return ImageModel(state, heads.get(len(state["x_embedder.proj.weight"])), recipe)
 
 
 def block_map(net: Latte, depth: int) -> list[int]:
@@ -293,8 +298,10 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
         ("hidden_size", width, net.hidden_size),
         ("in_channels", channels, net.in_channels),
         ("patch_size", patch, net.patch_size),
-        ("mlp_ratio", len(state["blocks.0.mlp.fc1.weight"]) / width, net.mlp_ratio),
+        *((name, image.recipe[name], getattr(net, name)) for name in RECIPE),
     ]
+    if not net.swiglu:
+        pairs.append(("mlp_ratio", len(state["blocks.0.mlp.fc1.weight"]) / width, net.mlp_ratio))
     if image.num_heads is not None and net.variant != "split_heads":
         pairs.append(("num_heads", image.num_heads, net.num_heads))
     for name, theirs, own in pairs:
@@ -365,7 +372,8 @@ def _own(path: Path) -> ImageModel:
         if found[name] != value:
             raise ValueError(f"{path} holds a model with {name} {found[name]}; an image model has {value}")
     size = arguments.get("size")
-    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2])
+    recipe = {name: arguments.get(name, value) for name, value in RECIPE.items()}
+    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2], recipe)
 
 
 def _has_config(path: Path) -> bool:
