@@ -296,11 +296,12 @@ def check(expected: dict[str, Any], module: LatteModule, data: VideoDataModule) 
         ValueError: A setting differs, with both values, or there is no way to read it back.
     """
     for key, wanted in expected.items():
+        if key == "model.diffusion" and isinstance(wanted, dict):
+            arguments = {f"{key}.{name}": value for name, value in wanted.get("init_args", {}).items()}
+            check({f"{key}.class_path": wanted["class_path"]} | arguments, module, data)
+            continue
         found = read_back(key, module, data)
-        if key in DIFFUSION and wanted is not None:
-            if isinstance(wanted, dict):
-                check({f"model.diffusion.{k}": v for k, v in wanted.get("init_args", {}).items()}, module, data)
-                wanted = wanted["class_path"]
+        if key in DIFFUSION and wanted is not None:  # a class has one name and several paths
             wanted = wanted.rpartition(".")[2]
         # None leaves the choice to what is built; one number may stand for both sides of a square
         if wanted is not None and _plain(wanted) not in (_plain(found), *(set(found) if _square(found) else ())):

@@ -1,6 +1,7 @@
 """A DiT's function inside a video model: compared with DiT written out on one image at a time, in float64."""
 
 import argparse
+import json
 import math
 
 import pytest
@@ -319,6 +320,10 @@ REFUSED = {
     "patch": ({"patch_size": 1}, {}, r"patch_size 2 and the model 1"),
     "channels": ({"in_channels": 4}, {}, r"in_channels 3 and the model 4"),
     "perceptron": ({"mlp_ratio": 2.0}, {}, r"mlp_ratio 4.0 and the model 2.0"),
+    "queries": ({"qk_norm": True}, {}, r"qk_norm False and the model True"),
+    "gates": ({"swiglu": True}, {}, r"swiglu False and the model True"),
+    "norms": ({"rms_norm": True}, {}, r"rms_norm False and the model True"),
+    "places": ({"spatial_position": "rope"}, {}, r"spatial_position absolute and the model rope"),
     "tokens": ({"injection": "tokens"}, {}, r"injection"),
     "classes": ({"num_classes": 7}, {"labels": "keep"}, r"6 rows and the model's 8 .* labels=\"new\""),
     "labels of a model without": ({"conditioning": "none"}, {"labels": "new"}, r"take labels=\"drop\""),
@@ -375,3 +380,38 @@ def test_layers_that_read_captions_come_along():
     torch.testing.assert_close(
         without_time(net)(frames(2), TIMESTEPS, text=text), image(frames(2), TIMESTEPS, text=text)
     )
+
+
+RECIPE = {"spatial_position": "rope", "qk_norm": True, "swiglu": True, "rms_norm": True}
+
+
+def release(image, path, **arguments):
+    """Write an image model as `latte export` does."""
+    kind = {"variant": "spatial", "injection": "adaln", "patch_embed": "uniform", "num_heads": HEADS}
+    about = {"config": {"model": {"net": {"init_args": kind | arguments}}}, "class_names": [], "step": 1}
+    save_file({name: value.float() for name, value in image.state_dict().items()}, path, {"config": json.dumps(about)})
+    return path
+
+
+@pytest.mark.parametrize("arguments", [{"depth": 8}, {"variant": "split_attention"}])
+def test_an_image_model_of_the_same_layers_is_a_start(arguments, tmp_path):
+    image = latte(variant="spatial", **RECIPE)
+    with torch.no_grad():
+        for parameter in image.parameters():
+            parameter.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))
+    net = latte(**RECIPE, **arguments)
+    load_dit(net, release(image, tmp_path / "image.safetensors", **RECIPE), labels="keep", temporal="identity")
+    x = frames(3)
+    expected = image(x, TIMESTEPS, LABELS)
+    torch.testing.assert_close(without_time(net)(x, TIMESTEPS, LABELS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("flag", RECIPE)
+def test_an_image_model_of_other_layers_is_refused(flag, tmp_path):
+    image = latte(variant="spatial", **{flag: RECIPE[flag]})
+    source = release(image, tmp_path / "image.safetensors", **{flag: RECIPE[flag]})
+    with pytest.raises(ValueError, match=f"the DiT has {flag} {RECIPE[flag]} and the model (False|absolute)"):
+        load_dit(latte(), source, labels="keep")
+    if flag == "qk_norm":  # bare weights tell
+        with pytest.raises(ValueError, match="qk_norm True and the model False"):
+            load_dit(latte(), image.state_dict(), labels="keep")
