@@ -32,7 +32,8 @@ def losses(run: str, draws: int, clips: int) -> np.ndarray:
             for k in range(draws):
                 u = uniform(k, "timestep", batch["clip"])[:, 0]
                 _, parts = module.losses(module.ema, batch, u, k, dropout=0.0)
-                found[k] += float(parts["loss"].mean(dim=1).sum()) / clips
+                loss = sum(value for name, value in parts.items() if name != "loss")
+                found[k] += float(loss.mean(dim=1).sum()) / clips
     return found
 
 

@@ -216,7 +216,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--steps-list", type=int, nargs="+", default=[50, 20, 15, 10, 8, 5])
-    parser.add_argument("--bf16", action="store_true", help="sample under bf16 autocast, the reference apart, for `quality`")
+    parser.add_argument(
+        "--bf16", action="store_true", help="sample under bf16 autocast, the reference apart, for `quality`"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.what == "time" and args.official is None:

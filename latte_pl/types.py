@@ -11,6 +11,7 @@ Variant = Literal["interleaved", "late_fusion", "split_attention", "split_heads"
 PatchEmbed = Literal["uniform", "compression"]
 Injection = Literal["adaln", "tokens"]
 TemporalPosition = Literal["absolute", "rope"]
+SpatialPosition = Literal["absolute", "rope"]
 Conditioning = Literal["none", "class", "text"]
 
 

@@ -164,9 +164,7 @@ class Comparison:
 
     def other_objective(self, row: str) -> str | None:
         """Return the name of a row's objective where its loss is of another kind than the baseline's."""
-        own, base = (
-            next((r["held_out"] for r in self.results[name].values()), None) for name in (row, self.baseline)
-        )
+        own, base = (next((r["held_out"] for r in self.results[name].values()), None) for name in (row, self.baseline))
         return None if own is None or base is None or own["hash"] == base["hash"] else own.get("objective")
 
     def values(self, row: str, reading: Reading) -> dict[int, float]:

@@ -18,6 +18,8 @@ from latte_pl.nn import Latte
 POINTS = 16  # held-out losses along a training
 # settings that change where data lie or how fast things go, not what is trained
 FREE = ("model.compile", "data.init_args.num_workers", "data.init_args.cache_dir", "data.init_args.latents")
+# settings made after the first committed results, at the value that all trainings had before: no part of their names
+LATER = (("model.net.init_args.spatial_position", "absolute"),)
 TRAINER = (
     *("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches"),
     *("limit_train_batches", "limit_val_batches", "overfit_batches"),
@@ -164,9 +166,10 @@ def _resolve(args: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Return what a training depends on; a setting that is off counts as one that does not exist (yet)."""
+    """Return what a training depends on; a setting that is off, or as it was before, counts as one not made (yet)."""
     chosen = {name: resolved[name] for name in ("model", "data")}
     settings = {key: value for key, value in flat(chosen).items() if value and not key.startswith(FREE)}
+    settings = {key: value for key, value in settings.items() if (key, value) not in LATER}
     if settings.get("model.net.init_args.conditioning") != "text":  # a width of captions that nobody reads
         settings = {key: value for key, value in settings.items() if ".text_" not in key}
     return settings | {f"trainer.{key}": resolved["trainer"][key] for key in TRAINER if resolved["trainer"][key]}

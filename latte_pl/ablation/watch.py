@@ -6,21 +6,24 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import nn
 
 from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.metrics.protocol import canonical_json
 from latte_pl.metrics.record import write_atomically
 from latte_pl.nn import Latte
+from latte_pl.nn.attention import SpatialAttention
 from latte_pl.nn.latte import SIZES
 from latte_pl.nn.patches import TubeletPatches
-from latte_pl.nn.variants import SpatialBlock, SplitAttentionBlock, SplitHeadsBlock, TemporalBlock
+from latte_pl.nn.perceptron import SwiGLU
+from latte_pl.nn.variants import Context, SpatialBlock, SplitAttentionBlock, SplitHeadsBlock, TemporalBlock
 from latte_pl.training.cost import count_cost
 from latte_pl.training.module import HELD_OUT_SEED, LatteModule
 from latte_pl.types import Text
@@ -142,6 +145,7 @@ def _processor() -> str:
 def held_out(module: LatteModule, data: VideoDataModule) -> dict[str, Any]:
     """Return all that a held-out loss depends on besides the model: the protocol of that number."""
     diffusion = module.diffusion
+    settings = {k: v for k, v in vars(diffusion).items() if isinstance(v, str | int | float)}
     about = {
         "data": type(data).__name__,
         "size": list(data.size),
@@ -150,7 +154,8 @@ def held_out(module: LatteModule, data: VideoDataModule) -> dict[str, Any]:
         "clips": min(data.val_clips, len(data.dataset("val"))),
         "codec": module.codec.fingerprint(),
         "objective": type(diffusion).__name__,
-        "objective_settings": {k: v for k, v in vars(diffusion).items() if isinstance(v, str | int | float)},
+        # a weight of training alone changes no part, and their sum is what is held out
+        "objective_settings": {k: v for k, v in settings.items() if k not in diffusion.training_weights},
         "weights": "ema",
         "seed": HELD_OUT_SEED,
     }
@@ -176,12 +181,21 @@ def variant(net: Latte) -> str:
 
 
 def temporal_position(net: Latte) -> str:
-    """Return how a model knows the order of frames, from what its blocks are given on a small input."""
+    """Return how a model knows the order of frames, from what its blocks are given."""
     if net.first_temporal is None:
         return "none"
-    seen: list[Any] = []
-    block = net.blocks[net.first_temporal]
-    hook = block.register_forward_pre_hook(lambda module, args: seen.append(args[1].phases is not None))
+    return "absolute" if given(net, net.first_temporal).temporal_phases is None else "rope"
+
+
+def spatial_position(net: Latte) -> str:
+    """Return how a model knows the places of patches; its first block has spatial attention in every variant."""
+    return "absolute" if given(net, 0).spatial_phases is None else "rope"
+
+
+def given(net: Latte, block: int) -> Context:
+    """Return what a block of a model is given beside the activations, on a small input."""
+    seen: list[Context] = []
+    hook = net.blocks[block].register_forward_pre_hook(lambda module, args: seen.append(args[1]))
     parameter = next(net.parameters())
     inputs: dict[str, Any] = {
         "x": torch.zeros(1, net.num_frames, net.in_channels, *net.input_size, device=parameter.device),
@@ -200,7 +214,33 @@ def temporal_position(net: Latte) -> str:
     finally:
         hook.remove()
         net.train(was_training)
-    return "rope" if seen[0] else "absolute"
+    return seen[0]
+
+
+def common(values: Iterable[Any]) -> Any:
+    """Return the value that all parts of a model share."""
+    first, *others = set(values)
+    return "mixed" if others else first
+
+
+def qk_norm(net: Latte) -> Any:
+    """Tell whether each self-attention of a model norms queries and keys."""
+    attentions = [module for module in net.blocks.modules() if isinstance(module, SpatialAttention)]
+    return common(isinstance(norm, nn.RMSNorm) for part in attentions for norm in (part.q_norm, part.k_norm))
+
+
+def rms_norm(net: Latte) -> Any:
+    """Tell whether the norms of blocks and final layer are RMSNorm."""
+    norms = [module for name, module in net.named_modules() if name.rpartition(".")[2].startswith("norm")]
+    return common(isinstance(norm, nn.RMSNorm) for norm in norms)
+
+
+def learn_sigma(net: Latte) -> bool:
+    """Tell whether a model's output has channels of a variance, from its last layer."""
+    noise = net.patch_size**2 * net.in_channels
+    if net.frames is not None:
+        noise *= net.frames.kernel_size[0]
+    return net.final_layer.linear.out_features == 2 * noise
 
 
 def net_of(module: LatteModule) -> Latte:
@@ -225,6 +265,11 @@ AXES: dict[str, Callable[[LatteModule, VideoDataModule], Any]] = {
     "injection": lambda module, data: "tokens" if net_of(module).blocks[0].adaLN_modulation is None else "adaln",
     "token_placement": lambda module, data: net_of(module).token_placement,
     "temporal_position": lambda module, data: temporal_position(net_of(module)),
+    "spatial_position": lambda module, data: spatial_position(net_of(module)),
+    "qk_norm": lambda module, data: qk_norm(net_of(module)),
+    "swiglu": lambda module, data: common(isinstance(block.mlp, SwiGLU) for block in net_of(module).blocks),
+    "rms_norm": lambda module, data: rms_norm(net_of(module)),
+    "learn_sigma": lambda module, data: learn_sigma(net_of(module)),
     "conditioning": lambda module, data: net_of(module).conditioning,
     "hidden_size": lambda module, data: net_of(module).pos_embed.shape[-1],
     "depth": lambda module, data: len(net_of(module).blocks),
@@ -236,6 +281,7 @@ AXES: dict[str, Callable[[LatteModule, VideoDataModule], Any]] = {
     "global_batch_size": lambda module, data: data.global_batch_size,
 }
 """How each axis is read back: from blocks, layers and what flows through them, not from what was asked for."""
+DIFFUSION = ("model.diffusion", "model.diffusion.class_path")
 
 
 def check(expected: dict[str, Any], module: LatteModule, data: VideoDataModule) -> None:
@@ -250,7 +296,13 @@ def check(expected: dict[str, Any], module: LatteModule, data: VideoDataModule) 
         ValueError: A setting differs, with both values, or there is no way to read it back.
     """
     for key, wanted in expected.items():
+        if key == "model.diffusion" and isinstance(wanted, dict):
+            arguments = {f"{key}.{name}": value for name, value in wanted.get("init_args", {}).items()}
+            check({f"{key}.class_path": wanted["class_path"]} | arguments, module, data)
+            continue
         found = read_back(key, module, data)
+        if key in DIFFUSION and wanted is not None:  # a class has one name and several paths
+            wanted = wanted.rpartition(".")[2]
         # None leaves the choice to what is built; one number may stand for both sides of a square
         if wanted is not None and _plain(wanted) not in (_plain(found), *(set(found) if _square(found) else ())):
             raise ValueError(f"the row sets {key} to {wanted!r}, what was built has {found!r}; the trial is refused")
@@ -265,6 +317,8 @@ def read_back(key: str, module: LatteModule, data: VideoDataModule) -> Any:
     root, *names = [part for part in key.split(".") if part != "init_args"]
     if names[-1] in AXES and (root == "data" or names[:1] == ["net"]):
         return AXES[names[-1]](module, data)
+    if key in DIFFUSION:
+        return type(module.diffusion).__name__
     if names == ["net", "size"]:
         width = net_of(module).pos_embed.shape[-1]
         return next((name for name, (dim, _, _) in SIZES.items() if dim == width), None)

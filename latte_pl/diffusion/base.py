@@ -23,10 +23,12 @@ class Diffusion(ABC):
     Attributes:
         samplers: Names that ``sample`` knows.
         learn_sigma: Whether the model must give 2C channels, a prediction and a variance, instead of C.
+        training_weights: Names of the settings that weigh the loss of training and change none of its parts.
     """
 
     samplers: ClassVar[tuple[str, ...]]
     learn_sigma: bool
+    training_weights: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def timesteps(self, u: Tensor) -> Tensor:
@@ -35,6 +37,9 @@ class Diffusion(ABC):
     @abstractmethod
     def loss(self, model: Model, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return "loss" and its parts, each (B, F): means over C, H and W.
+
+        "loss" is what training minimises. The parts bear no weights of training: their sum is the held-out loss,
+        which so means the same whatever those weights are.
 
         Args:
             model: The denoiser.

@@ -19,12 +19,20 @@ class GaussianDiffusion(Diffusion):
 
     Args:
         learn_sigma: Learn the variance; the model then gives 2C channels, noise first.
+        min_snr_gamma: Weigh the ``mse`` of a step in training by min(SNR, gamma) / SNR, its weight for noise prediction
+            (Hang et al. 2023, Min-SNR-gamma; their gamma is 5), with SNR = a / (1 - a). None weighs nothing.
+
+    Raises:
+        ValueError: ``min_snr_gamma`` is not positive.
     """
 
     samplers = ("ddpm", "ddim", "dpm++")
+    training_weights = ("min_snr_gamma",)
 
-    def __init__(self, learn_sigma: bool = True) -> None:
-        self.learn_sigma = learn_sigma
+    def __init__(self, learn_sigma: bool = True, min_snr_gamma: float | None = None) -> None:
+        if min_snr_gamma is not None and not min_snr_gamma > 0.0:
+            raise ValueError(f"min_snr_gamma is {min_snr_gamma}; it must be positive, or none for no weights")
+        self.learn_sigma, self.min_snr_gamma = learn_sigma, min_snr_gamma
         self.schedule = Schedule()
 
     def timesteps(self, u: Tensor) -> Tensor:
@@ -33,6 +41,8 @@ class GaussianDiffusion(Diffusion):
 
     def loss(self, model: Model, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Return "loss", "mse" and, with a learned variance, "vb" in bits; each (B, F), means over C, H and W.
+
+        Only "loss" has the weights of ``min_snr_gamma``.
 
         Args:
             model: The denoiser.
@@ -49,11 +59,15 @@ class GaussianDiffusion(Diffusion):
         eps, v = self._split(model(c.signal * x + c.noise * noise, t), x)  # (B, F, C, H, W) each
         error = eps - noise  # (B, F, C, H, W)
         mse = error.square().mean(dim=(2, 3, 4))  # (B, F)
+        weighted = mse
+        if self.min_snr_gamma is not None:
+            inverse_snr = c.ratio.square()[:, :, 0, 0, 0]  # (B, 1)
+            weighted = (self.min_snr_gamma * inverse_snr).clamp(max=1.0) * mse
         if v is None:
-            return {"loss": mse, "mse": mse}
+            return {"loss": weighted, "mse": mse}
         # the bound trains the variance alone
         vb = variational_bound(c, x, error.detach(), samplers.log_variance(c, v), t == 0)  # (B, F)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+        return {"loss": weighted + vb, "mse": mse, "vb": vb}
 
     def _split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Split a model's output (B, F, C or 2C, H, W) into noise and variance, each (B, F, C, H, W)."""

@@ -35,6 +35,8 @@ NEEDED = (
     "final_layer.adaLN_modulation.1.weight",
 )
 LABEL_TABLE = "y_embedder.embedding_table.weight"
+# layers that later transformers have in the place of DiT's, as DiT has them
+RECIPE = {"spatial_position": "absolute", "qk_norm": False, "swiglu": False, "rms_norm": False}
 
 
 class Row(NamedTuple):
@@ -72,13 +74,14 @@ class Transfer:
 
 
 class ImageModel(NamedTuple):
-    """A DiT's weights, and its number of heads where that is known: the weights don't tell.
+    """A DiT's weights, its number of heads where that is known (the weights don't tell), and which layers it has.
 
     A video model of the same arrangement may stand in its place, with temporal layers of its own.
     """
 
     state: dict[str, Tensor]
     num_heads: int | None
+    recipe: dict[str, Any]
 
     @property
     def depth(self) -> int:
@@ -109,8 +112,9 @@ def load_dit(
         net: the model, freshly initialised: what is new keeps its values.
         source: an official ``.pt`` file, a state dict in a ``.safetensors`` file, its content (a state dict, or one
             under "ema", taken first, or "model"); or a run's folder, checkpoint, release file or shipped weights of a
-            model of this repository, of which the average is taken. Its variant is "spatial", or the model's own: a
-            video model, whose temporal layers are copied as they are, to start one of another condition.
+            model of this repository, of which the average is taken, and whose ``spatial_position``, ``qk_norm``,
+            ``swiglu`` and ``rms_norm`` are those of the model. Its variant is "spatial", or the model's own: a video
+            model, whose temporal layers are copied as they are, to start one of another condition.
         labels: "new" draws the label table anew, for other classes; "keep" copies it; "drop" is for a model without
             classes (captions are read by layers that start at zero), whose timestep embedding gets the null class (the
             table's last row) added: in DiT every condition is timestep plus label.
@@ -192,7 +196,8 @@ def read_dit(source: str | Path | Mapping[str, Any], net: Latte) -> ImageModel:
     if missing:
         raise ValueError(f"not a checkpoint of DiT: missing {', '.join(missing)}")
     heads = {width: num_heads for width, _, num_heads in SIZES.values()}
-    return ImageModel(state, heads.get(len(state["x_embedder.proj.weight"])))
+    recipe = RECIPE | {"qk_norm": "blocks.0.attn.q_norm.weight" in state}
+    return ImageModel(state, heads.get(len(state["x_embedder.proj.weight"])), recipe)
 
 
 def block_map(net: Latte, depth: int) -> list[int]:
@@ -302,8 +307,10 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
         ("hidden_size", width, net.hidden_size),
         ("in_channels", channels, net.in_channels),
         ("patch_size", patch, net.patch_size),
-        ("mlp_ratio", len(state["blocks.0.mlp.fc1.weight"]) / width, net.mlp_ratio),
+        *((name, image.recipe[name], getattr(net, name)) for name in RECIPE),
     ]
+    if not net.swiglu:
+        pairs.append(("mlp_ratio", len(state["blocks.0.mlp.fc1.weight"]) / width, net.mlp_ratio))
     if image.num_heads is not None and net.variant != "split_heads":
         pairs.append(("num_heads", image.num_heads, net.num_heads))
     for name, theirs, own in pairs:
@@ -376,7 +383,8 @@ def _own(path: Path, net: Latte) -> ImageModel:
             wanted = " or ".join(dict.fromkeys(filter(None, (value, own))))
             raise ValueError(f"{path} holds a model with {name} {found}; the model starts from one with {wanted}")
     size = arguments.get("size")
-    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2])
+    recipe = {name: arguments.get(name, value) for name, value in RECIPE.items()}
+    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2], recipe)
 
 
 def _has_config(path: Path) -> bool:

@@ -67,6 +67,10 @@ def export_official(model: Latte) -> dict[str, Tensor]:
         "patch_embed": "uniform",
         "injection": "adaln",
         "temporal_position": "absolute",
+        "spatial_position": "absolute",
+        "qk_norm": False,
+        "swiglu": False,
+        "rms_norm": False,
         "text_dim": 0,
         "grid": (model.grid[0],) * 2,
     }

@@ -72,9 +72,16 @@ class Modulation(nn.Sequential):
         return per_frame(self(condition), num_clip_frames).chunk(self.num_vectors, dim=-1)
 
 
-def layer_norm(dim: int, injection: Injection) -> nn.LayerNorm:
-    """Make a layer norm over D, with affine parameters unless adaptive ones take their place."""
-    return nn.LayerNorm(dim, eps=1e-6, elementwise_affine=injection == "tokens")
+def norm_layer(dim: int, injection: Injection, rms_norm: bool) -> nn.Module:
+    """Make a norm over D, with affine parameters unless adaptive ones take their place.
+
+    Args:
+        dim: width D.
+        injection: "tokens" has affine parameters.
+        rms_norm: RMSNorm (Zhang & Sennrich 2019), which subtracts no mean, in place of LayerNorm.
+    """
+    kind = nn.RMSNorm if rms_norm else nn.LayerNorm
+    return kind(dim, eps=1e-6, elementwise_affine=injection == "tokens")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

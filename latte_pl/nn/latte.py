@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latte_pl.nn.conditioning import LabelEmbedder, Modulation, TimestepEmbedder, layer_norm, modulate, per_frame
+from latte_pl.nn.conditioning import LabelEmbedder, Modulation, TimestepEmbedder, modulate, norm_layer, per_frame
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.nn.patches import TubeletFrames, TubeletPatches, UniformPatches, unpatch
-from latte_pl.nn.positions import rotary_phases, sincos_1d, sincos_2d
+from latte_pl.nn.positions import rotary_phases, rotary_phases_2d, sincos_1d, sincos_2d
 from latte_pl.nn.text import TextEmbedder
-from latte_pl.nn.variants import Context, SpatialBlock, arrangement
+from latte_pl.nn.variants import Context, Recipe, SpatialBlock, arrangement
 from latte_pl.streams import torch_stream
-from latte_pl.types import Conditioning, Injection, PatchEmbed, Size, TemporalPosition, Text, Variant
+from latte_pl.types import Conditioning, Injection, PatchEmbed, Size, SpatialPosition, TemporalPosition, Text, Variant
 
 SIZES: dict[str, tuple[int, int, int]] = {
     "S": (384, 12, 6),
@@ -31,9 +31,9 @@ TokenPlacement = Literal["spatial", "both"]
 class FinalLayer(nn.Module):
     """Norm, modulation where the blocks have it, and the linear layer that decodes the patches."""
 
-    def __init__(self, dim: int, out_features: int, injection: Injection) -> None:
+    def __init__(self, dim: int, out_features: int, injection: Injection, rms_norm: bool) -> None:
         super().__init__()
-        self.norm_final = layer_norm(dim, injection)
+        self.norm_final = norm_layer(dim, injection, rms_norm)
         self.linear = nn.Linear(dim, out_features)
         self.adaLN_modulation = Modulation(dim, 2) if injection == "adaln" else None
 
@@ -79,13 +79,19 @@ class Latte(Denoiser):
             in front of every temporal sequence, so that all layers read it, as with "adaln"; with class tokens and 16
             frames that costs 1/8 more. The cheap one is the default: interleaved layers spread what it brings.
         temporal_position: "absolute" adds sin-cos codes once, before the first block with temporal attention; "rope"
-            turns queries and keys of the temporal attention. The code in space is absolute in both.
+            turns queries and keys of the temporal attention.
         conditioning: "class" embeds labels; "text" reads captions by cross-attention after the spatial attention of a
             block, as Latte's text-to-video model; "none" has timesteps alone. What a model has no use for is ignored.
         num_classes: number of classes; needed with "class".
         text_dim: width E of the text encoder's embeddings; needed with "text".
         text_length: tokens L of a caption that the model is built for. `forward` takes any number.
         class_dropout: rate at which the caller drops labels or captions in training.
+        spatial_position: "absolute" adds sin-cos codes of the patches' places; "rope" turns queries and keys of the
+            spatial attention instead, half of a head by the column and half by the row (axial RoPE, Heo et al. 2024).
+        qk_norm: RMSNorm of the queries and keys of each self-attention over the width of a head, before any turn
+            (Dehghani et al. 2023, ViT-22B; with RMSNorm Esser et al. 2024, Stable Diffusion 3).
+        swiglu: gated perceptrons (Shazeer 2020) 2/3 as wide, of the same parameters and FLOPs, for those with GELU.
+        rms_norm: RMSNorm (Zhang & Sennrich 2019) for the layer norms of blocks and final layer.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
@@ -120,6 +126,10 @@ class Latte(Denoiser):
         text_dim: int = 0,
         text_length: int = 120,
         class_dropout: float = 0.1,
+        spatial_position: SpatialPosition = "absolute",
+        qk_norm: bool = False,
+        swiglu: bool = False,
+        rms_norm: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -149,6 +159,8 @@ class Latte(Denoiser):
         self.injection = injection
         self.token_placement = token_placement
         self.temporal_position = temporal_position
+        self.spatial_position = spatial_position
+        self.qk_norm, self.swiglu, self.rms_norm = qk_norm, swiglu, rms_norm
         self.conditioning = conditioning
         self.num_classes = num_classes if conditioning == "class" else 0
         self.text_dim = text_dim if conditioning == "text" else 0
@@ -171,9 +183,10 @@ class Latte(Denoiser):
         text = conditioning == "text"
         self.text_embedder = TextEmbedder(text_dim, hidden_size) if text else None
         blocks = arrangement(variant, depth)
-        self.blocks = nn.ModuleList(block(hidden_size, num_heads, mlp_ratio, injection, text) for block in blocks)
+        arguments = (hidden_size, num_heads, mlp_ratio, injection, text, Recipe(qk_norm, swiglu, rms_norm))
+        self.blocks = nn.ModuleList(block(*arguments) for block in blocks)
         self.first_temporal = next((i for i, block in enumerate(blocks) if block is not SpatialBlock), None)
-        self.final_layer = FinalLayer(hidden_size, patch_size**2 * stride * self.out_channels, injection)
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * stride * self.out_channels, injection, rms_norm)
         self.frames = TubeletFrames(self.out_channels, stride) if stride > 1 else None
         self.init_weights()
 
@@ -242,7 +255,8 @@ class Latte(Denoiser):
         self._check_inputs(x, timesteps, labels, num_images)
         num_clip = (x.shape[1] - num_images) // self.temporal_stride
         x = self.x_embedder(x, num_images)  # (B, T + N, S, D)
-        x = x + self.pos_embed  # under autocast this brings the residual stream to the precision of the parameters
+        # under autocast either brings the residual stream to the precision of the parameters
+        x = x + self.pos_embed if self.spatial_position == "absolute" else x.to(self.pos_embed.dtype)
 
         groups = self._conditions(timesteps, labels, num_images)
         condition, num_rows, num_columns = None, 0, 0
@@ -253,14 +267,11 @@ class Latte(Denoiser):
             num_rows = num_columns if self.token_placement == "both" else 0
             x = self._prepend_tokens(x, groups, num_clip)  # (B, rows + T + N, columns + S, D)
 
-        phases = None
-        if self.temporal_position == "rope":
-            positions = F.pad(torch.arange(num_clip, device=x.device), (num_rows, 0))  # condition tokens stay unturned
-            phases = rotary_phases(positions, self.head_dim, dtype=self.pos_embed.dtype)
+        phases = self._phases(num_clip, num_rows, num_columns)
         tokens = None
         if self.text_embedder is not None:
             tokens = self.text_embedder(self.text_embedder.groups(text, len(x), num_images))
-        context = Context(condition, num_rows + num_clip, phases, tokens)
+        context = Context(condition, num_rows + num_clip, *phases, tokens)
         for i, block in enumerate(self.blocks):
             if i == self.first_temporal and self.temporal_position == "absolute":
                 x = x + F.pad(self._temporal_code(num_clip), (0, 0, num_rows, num_images))[:, None]
@@ -280,6 +291,19 @@ class Latte(Denoiser):
         if num_clip <= len(self.temp_embed):
             return self.temp_embed[:num_clip]
         return sincos_1d(num_clip, self.hidden_size).to(self.temp_embed)
+
+    def _phases(self, num_clip: int, num_rows: int, num_columns: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the rotary phases (2, rows + T, d / 2) in time and (2, columns + S, d / 2) in space, where wanted."""
+        dtype, device = self.pos_embed.dtype, self.pos_embed.device
+        temporal = spatial = None  # condition tokens stay unturned
+        if self.temporal_position == "rope":
+            positions = F.pad(torch.arange(num_clip, device=device), (num_rows, 0))
+            temporal = rotary_phases(positions, self.head_dim, dtype)
+        if self.spatial_position == "rope":
+            places = torch.arange(len(self.pos_embed), device=device)
+            rows, columns = (F.pad(axis, (num_columns, 0)) for axis in (places // self.grid[1], places % self.grid[1]))
+            spatial = rotary_phases_2d(rows, columns, self.head_dim, dtype)
+        return temporal, spatial
 
     def _conditions(self, timesteps: Tensor, labels: Tensor | None, num_images: int) -> list[Tensor]:
         """Embed timestep (B, 1, D) and, if the model has classes, labels (B, 1 or 1 + N, D)."""
@@ -305,6 +329,7 @@ class Latte(Denoiser):
             ("injection", Injection),
             ("token_placement", TokenPlacement),
             ("temporal_position", TemporalPosition),
+            ("spatial_position", SpatialPosition),
             ("conditioning", Conditioning),
         ):
             _one_of(name, getattr(self, name), get_args(choices))
@@ -316,6 +341,10 @@ class Latte(Denoiser):
             raise ValueError(f"split_heads halves the heads: num_heads {self.num_heads} must be even")
         if self.temporal_position == "rope" and self.head_dim % 2:
             raise ValueError(f"rope turns pairs: the head width {self.head_dim} (hidden_size / num_heads) must be even")
+        if self.spatial_position == "rope" and self.head_dim % 4:
+            raise ValueError(
+                f"spatial rope: head width {self.head_dim} (hidden_size / num_heads) must be divisible by 4"
+            )
         min_depth = 2 if self.variant in ("interleaved", "late_fusion") else 1
         if self.depth < min_depth:
             raise ValueError(f"depth {self.depth} is too small: {self.variant} needs {min_depth} blocks or more")

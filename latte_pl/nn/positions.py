@@ -1,4 +1,4 @@
-"""Position codes: sin-cos tables for space and time, rotary phases for the temporal attention.
+"""Position codes: sin-cos tables and rotary phases, for space and time.
 
 The tables are computed in float64 on the CPU and rounded to float32, as in the official code.
 """
@@ -55,12 +55,30 @@ def rotary_phases(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()])
 
 
+def rotary_phases_2d(rows: Tensor, columns: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Compute axial rotary phases of places in a plane; the columns turn half of a head's pairs, the rows the others.
+
+    As in `sincos_2d` the column's half comes first; each half is RoPE (Su et al. 2021) of its own axis, so a score
+    depends on the differences of row and column alone (axial RoPE, Heo et al. 2024).
+
+    Args:
+        rows: (N,) integer.
+        columns: (N,) integer.
+        dim: width of an attention head, divisible by 4.
+        dtype: of the parameters; the phases have at least float32.
+
+    Returns:
+        (2, N, dim / 2): cosines and sines.
+    """
+    return torch.cat([rotary_phases(axis, dim // 2, dtype) for axis in (columns, rows)], dim=-1)
+
+
 def rotate(x: Tensor, phases: Tensor) -> Tensor:
     """Turn the pairs (k, k + d/2) of each head by the phase of its position, so scores see differences only.
 
     Args:
         x: (..., N, d) queries or keys.
-        phases: (2, N, d / 2) from `rotary_phases`; of float32 or better, in which the turn is computed.
+        phases: (2, N, d / 2) from one of the functions above; of float32 or better, in which the turn is computed.
 
     Returns:
         Tensor of the shape and dtype of ``x``.

@@ -4,7 +4,6 @@ Every block maps activations (B, F + N, S, D) to the same shape. The first F fra
 independent images of joint training: spatial attention sees them, temporal attention doesn't.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -13,9 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from latte_pl.nn.attention import SpatialAttention, TemporalAttention
-from latte_pl.nn.conditioning import Modulation, layer_norm, modulate
+from latte_pl.nn.conditioning import Modulation, modulate, norm_layer
+from latte_pl.nn.perceptron import perceptron
 from latte_pl.nn.text import CrossAttention
 from latte_pl.types import Injection, Text, Variant
+
+
+class Recipe(NamedTuple):
+    """Layers of later transformers, which a block has in the place of DiT's where True; see `latte_pl.nn.Latte`."""
+
+    qk_norm: bool = False
+    swiglu: bool = False
+    rms_norm: bool = False
+
+
+DIT = Recipe()
 
 
 class Context(NamedTuple):
@@ -25,8 +36,10 @@ class Context(NamedTuple):
     """(B, 1 or 1 + N, D), one for all frames or the clip's and each image's; None where tokens carry it."""
     num_clip_frames: int
     """F, the temporal tokens of the clip."""
-    phases: Tensor | None
-    """(2, F, d / 2) rotary phases of the clip's temporal tokens; None without RoPE."""
+    temporal_phases: Tensor | None
+    """(2, F, d / 2) rotary phases of the clip's temporal tokens; None without RoPE in time."""
+    spatial_phases: Tensor | None = None
+    """(2, S, d / 2) rotary phases of the tokens of a frame; None without RoPE in space."""
     text: Text | None = None
     """Caption tokens (B, 1 or 1 + N, L, D) and their mask, the clip's first; None without text."""
 
@@ -56,15 +69,16 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the perceptron over D.
         injection: how the condition enters.
         text: whether captions enter, after the spatial attention.
+        recipe: layers in the place of DiT's.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False, recipe: Recipe = DIT
+    ) -> None:
         super().__init__()
-        self.norm1 = layer_norm(dim, injection)
-        self.norm2 = layer_norm(dim, injection)
-        hidden = int(dim * mlp_ratio)
-        layers = OrderedDict(fc1=nn.Linear(dim, hidden), act=nn.GELU("tanh"), fc2=nn.Linear(hidden, dim))
-        self.mlp = nn.Sequential(layers)
+        self.norm1 = norm_layer(dim, injection, recipe.rms_norm)
+        self.norm2 = norm_layer(dim, injection, recipe.rms_norm)
+        self.mlp = perceptron(dim, mlp_ratio, recipe.swiglu)
         self.adaLN_modulation = Modulation(dim, 6) if injection == "adaln" else None
         self.cross_attn = CrossAttention(dim, num_heads) if text else None
 
@@ -98,30 +112,35 @@ def clip_row(triple: Triple) -> Triple:
 class SpatialBlock(Block):
     """Spatial attention, then the perceptron: DiT's block, and half of those of "interleaved" and "late_fusion"."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection, text)
-        self.attn = SpatialAttention(dim, num_heads)
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False, recipe: Recipe = DIT
+    ) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text, recipe)
+        self.attn = SpatialAttention(dim, num_heads, recipe.qk_norm)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape; no frame sees another."""
         attention, perceptron = self.triples(context)
-        x = self.read(residual(x, self.norm1, self.attn, attention), context)
+        spatial = partial(self.attn, phases=context.spatial_phases)
+        x = self.read(residual(x, self.norm1, spatial, attention), context)
         return residual(x, self.norm2, self.mlp, perceptron)
 
 
 class TemporalBlock(Block):
     """Temporal attention, then the perceptron, on the clip; images pass unchanged, as in the official code; no text."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection)
-        self.attn = TemporalAttention(dim, num_heads)
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False, recipe: Recipe = DIT
+    ) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, recipe=recipe)
+        self.attn = TemporalAttention(dim, num_heads, recipe.qk_norm)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape; no place of the frame sees another."""
         attention, perceptron = map(clip_row, self.triples(context))
 
         def block(clip: Tensor) -> Tensor:
-            clip = residual(clip, self.norm1, partial(self.attn, phases=context.phases), attention)
+            clip = residual(clip, self.norm1, partial(self.attn, phases=context.temporal_phases), attention)
             return residual(clip, self.norm2, self.mlp, perceptron)
 
         return on_clip(block, x, context.num_clip_frames)
@@ -133,21 +152,24 @@ class SplitAttentionBlock(Block):
     Both attentions share one triple, as the printed parameter count implies.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection, text)
-        self.attn = SpatialAttention(dim, num_heads)
-        self.norm_temporal = layer_norm(dim, injection)
-        self.attn_temporal = TemporalAttention(dim, num_heads)
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False, recipe: Recipe = DIT
+    ) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text, recipe)
+        self.attn = SpatialAttention(dim, num_heads, recipe.qk_norm)
+        self.norm_temporal = norm_layer(dim, injection, recipe.rms_norm)
+        self.attn_temporal = TemporalAttention(dim, num_heads, recipe.qk_norm)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape."""
         attention, perceptron = self.triples(context)
 
         def temporal(clip: Tensor) -> Tensor:
-            branch = partial(self.attn_temporal, phases=context.phases)
+            branch = partial(self.attn_temporal, phases=context.temporal_phases)
             return residual(clip, self.norm_temporal, branch, clip_row(attention))
 
-        x = self.read(residual(x, self.norm1, self.attn, attention), context)
+        spatial = partial(self.attn, phases=context.spatial_phases)
+        x = self.read(residual(x, self.norm1, spatial, attention), context)
         x = on_clip(temporal, x, context.num_clip_frames)
         return residual(x, self.norm2, self.mlp, perceptron)
 
@@ -158,18 +180,20 @@ class SplitHeadsBlock(Block):
     Both attentions are as wide as the block, as the printed parameter count implies, so their heads are twice as wide.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False) -> None:
-        super().__init__(dim, num_heads, mlp_ratio, injection, text)
-        self.attn = SpatialAttention(dim, num_heads // 2)
-        self.attn_temporal = TemporalAttention(dim, num_heads // 2)
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, injection: Injection, text: bool = False, recipe: Recipe = DIT
+    ) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, injection, text, recipe)
+        self.attn = SpatialAttention(dim, num_heads // 2, recipe.qk_norm)
+        self.attn_temporal = TemporalAttention(dim, num_heads // 2, recipe.qk_norm)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape."""
         attention, perceptron = self.triples(context)
 
         def both(h: Tensor) -> Tensor:
-            temporal = self.attn_temporal(h[:, : context.num_clip_frames], context.phases)
-            return on_clip(temporal.add, self.attn(h), context.num_clip_frames)
+            temporal = self.attn_temporal(h[:, : context.num_clip_frames], context.temporal_phases)
+            return on_clip(temporal.add, self.attn(h, context.spatial_phases), context.num_clip_frames)
 
         x = self.read(residual(x, self.norm1, both, attention), context)
         return residual(x, self.norm2, self.mlp, perceptron)

@@ -318,7 +318,9 @@ class LatteModule(LightningModule):
         _, losses = self.losses(self.ema, batch, u, HELD_OUT_SEED, dropout=0.0)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         weight = (clip < min(data.val_clips, len(data.dataset("val")))).float()  # padding past the end counts nothing
-        self.val_loss.update(losses["loss"].mean(dim=1), weight)
+        # the parts have no weights of training, so losses of differently weighted trainings are comparable
+        loss = sum(value for name, value in losses.items() if name != "loss")
+        self.val_loss.update(loss.mean(dim=1), weight)
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out loss at the optimizer step that it belongs to."""

@@ -1,5 +1,6 @@
 """Studies as files: what is read, what is refused, and that the shipped ones are whole."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import yaml
 from studies import ROWS, study_in, write_study
 
 from latte_pl.ablation import cli
-from latte_pl.ablation.plan import dry_run, plan
+from latte_pl.ablation.plan import _identity, dry_run, plan
 from latte_pl.ablation.study import read
-from latte_pl.ablation.watch import variant
-from latte_pl.training.weights import build_net
+from latte_pl.ablation.watch import check, variant
+from latte_pl.data import Shapes
+from latte_pl.training.weights import build, build_net
 
 FOLDER = Path(__file__).parents[2] / "ablations"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -116,6 +118,39 @@ def test_a_hash_names_what_the_result_depends_on(tmp_path):
         "protocol": {"protocol": "embedded-256-8f"},
     }.items():
         assert not set(hashes(name, scale=change).values()) & set(plain.values()), name
+
+
+def test_layers_and_weights_of_a_recipe_are_named_by_the_hash_where_they_are_on(tmp_path):
+    """Trainings made before these settings keep their names."""
+    rows = {
+        "uniform": {},
+        "absolute": {"model.net.spatial_position": "absolute", "model.lr": 0.02},
+        "compression": {"model.net.spatial_position": "rope"},
+        "queries": {"model.net.qk_norm": True},
+        "gates": {"model.net.swiglu": True},
+        "norms": {"model.net.rms_norm": True},
+        "weights": {"model.diffusion.init_args.min_snr_gamma": 5},
+        "flow": {
+            "model.diffusion": "latte_pl.diffusion.RectifiedFlow",
+            "model.net.learn_sigma": False,
+            "model.sampling.sampler": "euler",
+        },
+    }
+    _, trials = study_in(tmp_path, rows=rows)  # all differ, or the plan were refused
+    by_row = {trial.row: trial for trial in trials}
+    for name in ("uniform", "absolute"):
+        settings = _identity(by_row[name].config)
+        assert not [key for key in settings if key.endswith(("spatial_position", "_norm", "swiglu", "gamma"))]
+    config = by_row["uniform"].config
+    older = json.loads(json.dumps(config))
+    for name in ("spatial_position", "qk_norm", "swiglu", "rms_norm"):
+        del older["model"]["net"]["init_args"][name]
+    del older["model"]["diffusion"]["init_args"]["min_snr_gamma"]
+    assert _identity(older) == _identity(config)
+    assert _identity(by_row["compression"].config)["model.net.init_args.spatial_position"] == "rope"
+    for trial in trials:
+        module = build(trial.config)
+        check(trial.expected, module, Shapes(size=(16, 24), num_frames=4, global_batch_size=4))
 
 
 def test_a_row_may_start_from_a_training_that_is_no_row(tmp_path):

@@ -18,8 +18,9 @@ def make(tmp_path):
     config = write_config(tmp_path)
 
     def build_with(**settings):
-        resolved = resolve(["fit", "-c", config, *(f"--model.net.{key}={value}" for key, value in settings.items())])
-        return build(resolved), Shapes(**DATA)
+        more = [f"--model.{key}={value}" for key, value in settings.pop("model", {}).items()]
+        net = [f"--model.net.{key}={value}" for key, value in settings.items()]
+        return build(resolve(["fit", "-c", config, *net, *more])), Shapes(**DATA)
 
     return build_with
 
@@ -51,6 +52,82 @@ def test_the_position_is_seen_in_what_the_blocks_are_given(position, variant, ma
     assert AXES["temporal_position"](module, data) == position
     assert module.net.training
     assert all(torch.equal(value, before[name]) for name, value in module.net.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["interleaved", "split_attention"])
+@pytest.mark.parametrize("on", ["", "spatial_position", "qk_norm", "swiglu", "rms_norm", "learn_sigma"])
+def test_layers_of_the_recipe_are_seen_in_what_was_built(on, variant, make):
+    off = {"spatial_position": "absolute", "qk_norm": False, "swiglu": False, "rms_norm": False}
+    built = off | ({on: "rope" if on == "spatial_position" else True} if on in off else {})
+    learn_sigma = on == "learn_sigma"
+    module, data = make(
+        variant=variant,
+        model={"diffusion.learn_sigma": str(learn_sigma).lower()},
+        learn_sigma=str(learn_sigma).lower(),
+        **{name: str(value).lower() for name, value in built.items()},
+    )
+    for name in ("qk_norm", "swiglu", "rms_norm", "learn_sigma"):
+        setattr(module.net, name, "told otherwise")  # what was asked for is not looked at
+    assert {name: AXES[name](module, data) for name in built} == built
+    assert AXES["learn_sigma"](module, data) == learn_sigma
+
+
+def test_a_variance_of_tubelets_is_seen(make):
+    module, data = make(patch_embed="compression", temporal_stride=2)
+    assert AXES["learn_sigma"](module, data)
+
+
+def test_layers_of_some_blocks_only_are_not_those_of_the_model(make):
+    module, data = make(qk_norm="true", swiglu="true", rms_norm="true")
+    plain, _ = make()
+    module.net.blocks[1] = plain.net.blocks[1]
+    for axis in ("qk_norm", "swiglu", "rms_norm"):
+        assert AXES[axis](module, data) == "mixed"
+        with pytest.raises(ValueError, match="has 'mixed'; the trial is refused"):
+            check({f"model.net.{axis}": True}, module, data)
+
+
+FLOW = {"diffusion": "latte_pl.diffusion.RectifiedFlow", "sampling.sampler": "euler", "sampling.steps": 9}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model.diffusion": "RectifiedFlow"},
+        {"model.diffusion": "latte_pl.diffusion.RectifiedFlow"},
+        {"model.diffusion": {"class_path": "latte_pl.diffusion.RectifiedFlow"}},
+        {"model.diffusion": {"class_path": "latte_pl.diffusion.RectifiedFlow", "init_args": {"mean": 0.0}}},
+        {"model.diffusion.class_path": "latte_pl.diffusion.RectifiedFlow"},
+        {"model.sampling.sampler": "euler", "model.sampling.steps": 9, "model.net.learn_sigma": False},
+    ],
+)
+def test_the_objective_and_its_sampler_are_read_back(settings, make):
+    module, data = make(learn_sigma="false", model=FLOW)
+    check(settings, module, data)
+    plain, _ = make()
+    with pytest.raises(ValueError, match="the trial is refused"):
+        check(settings, plain, data)
+
+
+def test_the_arguments_of_an_objective_are_read_back(make):
+    module, data = make(learn_sigma="false", model=FLOW | {"diffusion.mean": 0.5})
+    wrong = {"class_path": "RectifiedFlow", "init_args": {"mean": 0.0}}
+    with pytest.raises(ValueError, match=r"sets model\.diffusion\.mean to 0\.0, what was built has 0\.5"):
+        check({"model.diffusion": wrong}, module, data)
+    module, _ = make(model={"diffusion.min_snr_gamma": 5})
+    check({"model.diffusion.init_args.min_snr_gamma": 5.0}, module, data)
+    with pytest.raises(ValueError, match="what was built has None"):
+        check({"model.diffusion.init_args.min_snr_gamma": 5.0}, make()[0], data)
+
+
+def test_a_weight_of_training_is_no_part_of_the_held_out_protocol(make):
+    plain, data = make()
+    weighted, _ = make(model={"diffusion.min_snr_gamma": 5})
+    assert weighted.diffusion.min_snr_gamma == 5
+    assert held_out(weighted, data) == held_out(plain, data)
+    assert held_out(plain, data)["objective_settings"] == {"learn_sigma": True}
+    flow, _ = make(learn_sigma="false", model=FLOW)
+    assert held_out(flow, data)["objective_settings"] == {"mean": 0.0, "std": 1.0}
 
 
 def test_tubelets_are_seen_in_the_embedding(make):

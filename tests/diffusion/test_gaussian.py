@@ -86,6 +86,43 @@ def test_vb_is_the_divergence_of_the_two_gaussians():
         torch.testing.assert_close(vb[b], bits, rtol=1e-8, atol=1e-10)
 
 
+def snr(t):
+    a = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)[t]
+    return a / (1 - a)
+
+
+@pytest.mark.parametrize("learn_sigma", [True, False])
+@pytest.mark.parametrize("steps", [[0, 37, 150], [400, 700, 999]])
+def test_min_snr_weighs_the_loss_of_steps_with_little_noise_and_none_of_its_parts(steps, learn_sigma):
+    x, noise, *outputs = normals(4)
+    model, t = constant(*outputs[: 1 + learn_sigma]), torch.tensor(steps)
+    plain = GaussianDiffusion(learn_sigma).loss(model, x, t, noise)
+    losses = GaussianDiffusion(learn_sigma, min_snr_gamma=5.0).loss(model, x, t, noise)
+    assert losses.keys() == plain.keys()
+    for part in losses.keys() - {"loss"}:
+        assert torch.equal(losses[part], plain[part])
+    weight = (snr(t).clamp(max=5.0) / snr(t))[:, None]  # (B, 1)
+    assert weight.min() < 0.1 or weight.min() == 1.0
+    torch.testing.assert_close(losses["loss"], weight * plain["mse"] + plain.get("vb", 0.0))
+
+
+def test_min_snr_below_every_ratio_is_proportional_to_noise_and_above_it_is_no_weight():
+    x, noise, eps, v = normals(4)
+    t = torch.tensor([0, 500, 999])
+    plain = GaussianDiffusion().loss(constant(eps, v), x, t, noise)
+    free = GaussianDiffusion(min_snr_gamma=1e6).loss(constant(eps, v), x, t, noise)
+    assert torch.equal(free["loss"], plain["loss"])
+    tight = GaussianDiffusion(min_snr_gamma=1e-6).loss(constant(eps, v), x, t, noise)
+    weights = (tight["loss"] - tight["vb"]) / tight["mse"]
+    torch.testing.assert_close(weights * snr(t)[:, None], torch.full_like(weights, 1e-6), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, -5.0, math.nan])
+def test_a_gamma_that_weighs_nothing_is_refused(gamma):
+    with pytest.raises(ValueError, match=r"min_snr_gamma is .*; it must be positive"):
+        GaussianDiffusion(min_snr_gamma=gamma)
+
+
 def test_vb_is_never_negative():
     x, noise, eps, v = normals(4, torch.float32)
     for t in ([0, 0, 0], [1, 2, 3], [100, 500, 999]):

@@ -107,7 +107,7 @@ def release(path, arguments):
     net = latte(**arguments).float()
     generator = torch.Generator().manual_seed(5)
     for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
     config = {"model": {"net": {"class_path": "latte_pl.nn.Latte", "init_args": SIZE | arguments}}}
     about = json.dumps({"config": config, "class_names": [], "step": 1})
     save_file(net.state_dict(), path, metadata={"config": about})
@@ -336,6 +336,10 @@ REFUSED = {
     "patch": ({"patch_size": 1}, {}, r"patch_size 2 and the model 1"),
     "channels": ({"in_channels": 4}, {}, r"in_channels 3 and the model 4"),
     "perceptron": ({"mlp_ratio": 2.0}, {}, r"mlp_ratio 4.0 and the model 2.0"),
+    "queries": ({"qk_norm": True}, {}, r"qk_norm False and the model True"),
+    "gates": ({"swiglu": True}, {}, r"swiglu False and the model True"),
+    "norms": ({"rms_norm": True}, {}, r"rms_norm False and the model True"),
+    "places": ({"spatial_position": "rope"}, {}, r"spatial_position absolute and the model rope"),
     "tokens": ({"injection": "tokens"}, {}, r"injection"),
     "classes": ({"num_classes": 7}, {"labels": "keep"}, r"6 rows and the model's 8 .* labels=\"new\""),
     "labels of a model without": ({"conditioning": "none"}, {"labels": "new"}, r"take labels=\"drop\""),
@@ -414,3 +418,27 @@ def test_a_model_of_captions_starts_as_the_unconditional_part_of_a_class_model(c
     text = Text(torch.randn(2, 3, 6, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool))
     with torch.no_grad():
         torch.testing.assert_close(net(x, TIMESTEPS, text=text), source(x, TIMESTEPS, torch.full((2,), CLASSES)))
+
+
+RECIPE = {"spatial_position": "rope", "qk_norm": True, "swiglu": True, "rms_norm": True}
+
+
+@pytest.mark.parametrize("arguments", [{"depth": 8}, {"variant": "split_attention"}])
+def test_an_image_model_of_the_same_layers_is_a_start(arguments, tmp_path):
+    image = release(tmp_path / "image.safetensors", {"variant": "spatial", **RECIPE})
+    net = latte(**RECIPE, **arguments)
+    load_dit(net, tmp_path / "image.safetensors", labels="keep", temporal="identity")
+    x = frames(3)
+    expected = image(x, TIMESTEPS, LABELS)
+    torch.testing.assert_close(without_time(net)(x, TIMESTEPS, LABELS), expected)
+
+
+@pytest.mark.parametrize("flag", RECIPE)
+def test_an_image_model_of_other_layers_is_refused(flag, tmp_path):
+    source = tmp_path / "image.safetensors"
+    image = release(source, {"variant": "spatial", flag: RECIPE[flag]})
+    with pytest.raises(ValueError, match=f"the DiT has {flag} {RECIPE[flag]} and the model (False|absolute)"):
+        load_dit(latte(), source, labels="keep")
+    if flag == "qk_norm":  # bare weights tell
+        with pytest.raises(ValueError, match="qk_norm True and the model False"):
+            load_dit(latte(), image.state_dict(), labels="keep")

@@ -127,9 +127,18 @@ def test_sources_that_are_no_official_checkpoint(video, tmp_path):
 
 @pytest.mark.parametrize(
     "argument",
-    [{"variant": "late_fusion"}, {"injection": "tokens"}, {"temporal_position": "rope"}, {"input_size": (4, 8)}],
+    [
+        {"variant": "late_fusion"},
+        {"injection": "tokens"},
+        {"temporal_position": "rope"},
+        {"input_size": (4, 8)},
+        {"spatial_position": "rope"},
+        {"qk_norm": True},
+        {"swiglu": True},
+        {"rms_norm": True},
+    ],
 )
 def test_export_refuses_what_the_official_code_lacks(argument):
     model = Latte(**({"hidden_size": 32, "depth": 2, "num_heads": 4, "input_size": 8} | argument))
-    with pytest.raises(ValueError, match="official code"):
+    with pytest.raises(ValueError, match=r"^the official code has .* only, the model has .*$"):
         export_official(model)

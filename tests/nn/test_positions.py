@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from latte_pl.nn.positions import rotary_phases, rotate, sincos_1d, sincos_2d
+from latte_pl.nn.positions import rotary_phases, rotary_phases_2d, rotate, sincos_1d, sincos_2d
 
 
 def test_temporal_code_is_sines_then_cosines():
@@ -36,6 +36,30 @@ def test_rotary_scores_depend_on_differences_only():
 
     torch.testing.assert_close(scores(0), scores(37), rtol=1e-10, atol=1e-10)
     assert not torch.allclose(scores(0), query @ key.transpose(-2, -1), atol=0.1)
+
+
+def test_rotary_scores_in_the_plane_depend_on_both_differences_only():
+    query, key = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0)).double()  # (H, N, d) each
+    rows, columns = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 4, 1, 6, 3])
+
+    def scores(rows, columns):
+        phases = rotary_phases_2d(rows, columns, 8, torch.float64)
+        return rotate(query, phases) @ rotate(key, phases).transpose(-2, -1)
+
+    known = scores(rows, columns)
+    torch.testing.assert_close(scores(rows + 9, columns + 23), known, rtol=1e-10, atol=1e-10)
+    for other in (scores(columns, rows), scores(rows, 0 * columns), scores(0 * rows, columns), scores(-rows, columns)):
+        assert not torch.allclose(other, known, atol=0.1)
+
+
+def test_the_column_turns_the_first_half_of_the_pairs_and_the_row_the_second():
+    phases = rotary_phases_2d(torch.tensor([2]), torch.tensor([5]), 12, torch.float64)
+    assert phases.shape == (2, 1, 6)
+    for k in range(3):
+        for pair, position in ((k, 5), (3 + k, 2)):
+            angle = position * 10000 ** (-k / 3)
+            assert math.isclose(phases[0, 0, pair], math.cos(angle), abs_tol=1e-9)
+            assert math.isclose(phases[1, 0, pair], math.sin(angle), abs_tol=1e-9)
 
 
 def test_rotation_keeps_norm_and_dtype():

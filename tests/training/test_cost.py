@@ -55,6 +55,18 @@ def test_the_flops_of_one_block_are_those_counted_by_hand():
     assert cost.flops["temporal attention"] == 4 * linear + 2 * 2 * tokens * 4 * width
 
 
+def test_gated_perceptrons_cost_what_they_replace_and_norms_of_queries_belong_to_attention():
+    shape = {"hidden_size": 96, "variant": "split_attention"}  # widths that 2/3 divides
+    recipe = {"spatial_position": "rope", "qk_norm": True, "swiglu": True, "rms_norm": True}
+    plain, modern = small(**shape), small(**shape, **recipe)
+    before, after = count_cost(plain, num_images=2), count_cost(modern, num_images=2)
+    assert after.flops == before.flops
+    assert after.num_parameters == sum(p.numel() for p in modern.parameters())
+    for part in ("spatial attention", "temporal attention"):
+        assert after.parameters[part] == before.parameters[part] + 4 * 2 * 24  # two scales a block
+    assert after.parameters["MLP"] == pytest.approx(before.parameters["MLP"], rel=0.01)
+
+
 def allocated(net, precision, batch_size, trace):
     """Return the most bytes that torch's allocator held in two training steps in the trainer's order, all of it."""
     inputs = {"x": torch.randn(batch_size, 4, 4, *net.input_size), "timesteps": torch.ones(batch_size)}
@@ -78,7 +90,15 @@ def allocated(net, precision, batch_size, trace):
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("options", [{}, {"injection": "tokens"}, {"variant": "split_heads", "conditioning": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"injection": "tokens"},
+        {"variant": "split_heads", "conditioning": "none"},
+        {"spatial_position": "rope", "qk_norm": True, "swiglu": True, "rms_norm": True},
+    ],
+)
 def test_the_memory_is_what_a_real_step_allocates(options, checkpointing, precision, tmp_path):
     net = small(input_size=(16, 24), activation_checkpointing=checkpointing, **options)
     counted = count_memory(net, batch_size=3, precision=precision).peak

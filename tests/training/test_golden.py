@@ -29,6 +29,13 @@ CASES = {
     "compression": {"patch_embed": "compression", "temporal_stride": 2},
     "rope": {"temporal_position": "rope"},
     "rope both": {"temporal_position": "rope", "injection": "tokens", "token_placement": "both"},
+    "rope in space": {"spatial_position": "rope"},
+    "query and key norm": {"qk_norm": True},
+    "swiglu": {"swiglu": True},
+    "rms norm": {"rms_norm": True},
+    "rms norm tokens": {"rms_norm": True, "injection": "tokens"},
+    "recipe": {"spatial_position": "rope", "qk_norm": True, "swiglu": True, "rms_norm": True},
+    "min-SNR": {},
     "text": {"conditioning": "text", "num_classes": 0, "text_dim": 6, "text_length": 3},
     "joint": {},
     "flow": {"learn_sigma": False},
@@ -74,7 +81,7 @@ def losses(name):
     )
     module = LatteModule(
         net,
-        RectifiedFlow() if name == "flow" else GaussianDiffusion(),
+        RectifiedFlow() if name == "flow" else GaussianDiffusion(min_snr_gamma=5.0 if name == "min-SNR" else None),
         PixelCodec(),
         Sampling("euler" if name == "flow" else "ddpm", 4),
         lr=1e-3,

@@ -24,13 +24,13 @@ def module(diffusion=None, **kwargs):
         conditioning="class",
         num_classes=5,
         class_dropout=0.3,
-        learn_sigma=diffusion is None,
+        learn_sigma=diffusion is None or diffusion.learn_sigma,
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.normal_(0.0, 0.1, generator=generator)
-    sampling = kwargs.pop("sampling", Sampling("ddpm" if diffusion is None else "euler", 4))
+    sampling = kwargs.pop("sampling", Sampling("euler" if isinstance(diffusion, RectifiedFlow) else "ddpm", 4))
     return LatteModule(net, diffusion or GaussianDiffusion(), PixelCodec(), sampling, **kwargs)
 
 
@@ -55,6 +55,30 @@ def test_the_loss_of_a_clip_does_not_depend_on_its_batch():
         assert t_one == t[n]
         torch.testing.assert_close(one["loss"][0], whole["loss"][n])
     assert whole["loss"].shape == (5, 3)
+
+
+def held_out(model, clips):
+    """Return the held-out loss of one batch."""
+    model._trainer = SimpleNamespace(datamodule=SimpleNamespace(val_clips=len(clips), dataset=lambda split: clips))
+    model.validation_step(batch(clips), 0)
+    return model.val_loss.compute()
+
+
+def test_a_weight_of_training_changes_the_loss_but_not_the_held_out_one():
+    clips, u = [0, 1, 2, 3, 4], torch.tensor([0.01, 0.1, 0.3, 0.5, 0.9])
+    plain, weighted = (module(GaussianDiffusion(min_snr_gamma=gamma)) for gamma in (None, 5.0))
+    losses = [model.losses(model.net, batch(clips), u, 0, 0.0)[1]["loss"] for model in (plain, weighted)]
+    assert (losses[1][:2] < losses[0][:2]).all()  # little noise
+    assert torch.equal(losses[1][2:], losses[0][2:])
+    assert torch.equal(held_out(weighted, clips), held_out(plain, clips))
+
+
+@pytest.mark.parametrize("diffusion", [GaussianDiffusion(), GaussianDiffusion(learn_sigma=False), RectifiedFlow()])
+def test_the_held_out_loss_of_an_unweighted_objective_is_its_loss(diffusion):
+    clips, model = [0, 1, 2, 3, 4], module(diffusion)
+    u = torch.frac(0.5 + torch.tensor(clips).double() * (5**0.5 - 1) / 2).float()
+    _, losses = model.losses(model.ema, batch(clips), u, 0, 0.0)
+    torch.testing.assert_close(held_out(model, clips), losses["loss"].mean())
 
 
 def test_labels_are_dropped_at_the_rate_and_apart():
