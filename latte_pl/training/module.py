@@ -319,7 +319,8 @@ class LatteModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         weight = (clip < min(data.val_clips, len(data.dataset("val")))).float()  # padding past the end counts nothing
         # the parts have no weights of training, so losses of differently weighted trainings are comparable
-        loss = sum(value for name, value in losses.items() if name != "loss")
+        parts = [value for name, value in losses.items() if name != "loss"]
+        loss = sum(parts[1:], start=parts[0])
         self.val_loss.update(loss.mean(dim=1), weight)
 
     def on_validation_epoch_end(self) -> None:
