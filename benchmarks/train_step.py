@@ -39,6 +39,7 @@ ARMS = {
     "compiled": "compiled by block, float32",
     "bf16": "eager, bf16",
     "compiled bf16": "compiled by block, bf16",
+    "selective bf16": "eager, bf16, selective activation checkpointing",
     "checkpointing": "eager, float32, activation checkpointing",
     "checkpointing bf16": "eager, bf16, activation checkpointing",
 }
@@ -81,7 +82,8 @@ def step_of(arm: str, args: argparse.Namespace, data: dict[str, Tensor] | None =
             return loss.detach()
 
         return step
-    ours = load_official(theirs.state_dict(), activation_checkpointing="checkpointing" in arm).to(args.device)
+    how = "selective" if "selective" in arm else "checkpointing" in arm
+    ours = load_official(theirs.state_dict(), activation_checkpointing=how).to(args.device)
     del theirs
     average = copy.deepcopy(ours).eval().requires_grad_(False)
     if "compiled" in arm:

@@ -6,8 +6,8 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from latte_pl.nn.checkpointing import Checkpointing, checkpointed
 from latte_pl.nn.conditioning import LabelEmbedder, Modulation, TimestepEmbedder, modulate, norm_layer, per_frame
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.nn.patches import TubeletFrames, TubeletPatches, UniformPatches, unpatch
@@ -92,7 +92,8 @@ class Latte(Denoiser):
             (Dehghani et al. 2023, ViT-22B; with RMSNorm Esser et al. 2024, Stable Diffusion 3).
         swiglu: gated perceptrons (Shazeer 2020) 2/3 as wide, of the same parameters and FLOPs, for those with GELU.
         rms_norm: RMSNorm (Zhang & Sennrich 2019) for the layer norms of blocks and final layer.
-        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        activation_checkpointing: True computes each block again in the backward pass instead of keeping its
+            activations; "selective" all of a block but matrix products and attention: half of the memory, no more time.
 
     Raises:
         ValueError: an unknown name, a size that does not divide, or a missing argument.
@@ -130,7 +131,7 @@ class Latte(Denoiser):
         qk_norm: bool = False,
         swiglu: bool = False,
         rms_norm: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         if size is not None:
@@ -276,7 +277,7 @@ class Latte(Denoiser):
             if i == self.first_temporal and self.temporal_position == "absolute":
                 x = x + F.pad(self._temporal_code(num_clip), (0, 0, num_rows, num_images))[:, None]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, use_reentrant=False)
+                x = checkpointed(block, self.activation_checkpointing == "selective", x, context)
             else:
                 x = block(x, context)
         x = x[:, num_rows:, num_columns:]  # (B, T + N, S, D)

@@ -99,7 +99,8 @@ def cost_table(net: Latte, num_images: int = 0, batch_size: int = 1, precision: 
         parameters, flops = cost.parameters.get(part, 0), cost.flops.get(part, 0)
         if parameters or flops:
             lines.append(f"{part:<20}{parameters:>14,}{flops / 1e9:>15.3f}{flops / cost.forward_flops:>8.1%}")
-    how = f"{precision}, activation checkpointing" if net.activation_checkpointing else precision
+    which = "selective " if net.activation_checkpointing == "selective" else ""
+    how = f"{precision}, {which}activation checkpointing" if net.activation_checkpointing else precision
     lines += [
         f"{'forward':<20}{cost.num_parameters:>14,}{cost.forward_flops / 1e9:>15.3f}",
         f"{'forward + backward':<34}{3 * cost.forward_flops / 1e9:>15.3f}",

@@ -89,7 +89,7 @@ def allocated(net, precision, batch_size, trace):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "selective"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -109,6 +109,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing_and_in_ha
     one, three = (count_memory(small(), batch_size=n).activations for n in (1, 3))
     assert three == pytest.approx(3 * one, rel=0.02)
     assert count_memory(small(activation_checkpointing=True)).activations < one / 3
+    assert count_memory(small(activation_checkpointing="selective")).activations < 0.6 * one
     wide = small(input_size=(16, 24))
     assert count_memory(wide, precision="bf16").activations < 0.9 * count_memory(wide).activations
 
