@@ -38,19 +38,20 @@ def sincos_2d(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([columns, rows], dim=2).flatten(0, 1)  # (h w, D)
 
 
-def rotary_phases(positions: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+def rotary_phases(positions: Tensor, dim: int, dtype: torch.dtype, base: float = 10000.0) -> Tensor:
     """Compute the rotary phases of some positions (RoPE, Su et al. 2021, equation 15).
 
     Args:
         positions: (N,) integer.
         dim: even width of an attention head.
         dtype: of the parameters; the phases have at least float32.
+        base: ratio of the fastest turn to the limit of the slowest.
 
     Returns:
         (2, N, dim / 2): cosines and sines.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    frequencies = 10000.0 ** -(torch.arange(dim // 2, dtype=dtype, device=positions.device) / (dim / 2))
+    frequencies = base ** -(torch.arange(dim // 2, dtype=dtype, device=positions.device) / (dim / 2))
     angles = positions[:, None] * frequencies  # (N, d/2)
     return torch.stack([angles.cos(), angles.sin()])
 
@@ -59,7 +60,8 @@ def rotary_phases_2d(rows: Tensor, columns: Tensor, dim: int, dtype: torch.dtype
     """Compute axial rotary phases of places in a plane; the columns turn half of a head's pairs, the rows the others.
 
     As in `sincos_2d` the column's half comes first; each half is RoPE (Su et al. 2021) of its own axis, so a score
-    depends on the differences of row and column alone (axial RoPE, Heo et al. 2024).
+    depends on the differences of row and column alone (axial RoPE, Heo et al. 2024, whose base is 100: a grid has
+    fewer positions than a text).
 
     Args:
         rows: (N,) integer.
@@ -70,7 +72,7 @@ def rotary_phases_2d(rows: Tensor, columns: Tensor, dim: int, dtype: torch.dtype
     Returns:
         (2, N, dim / 2): cosines and sines.
     """
-    return torch.cat([rotary_phases(axis, dim // 2, dtype) for axis in (columns, rows)], dim=-1)
+    return torch.cat([rotary_phases(axis, dim // 2, dtype, base=100.0) for axis in (columns, rows)], dim=-1)
 
 
 def rotate(x: Tensor, phases: Tensor) -> Tensor:

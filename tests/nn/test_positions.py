@@ -57,7 +57,7 @@ def test_the_column_turns_the_first_half_of_the_pairs_and_the_row_the_second():
     assert phases.shape == (2, 1, 6)
     for k in range(3):
         for pair, position in ((k, 5), (3 + k, 2)):
-            angle = position * 10000 ** (-k / 3)
+            angle = position * 100 ** (-k / 3)
             assert math.isclose(phases[0, 0, pair], math.cos(angle), abs_tol=1e-9)
             assert math.isclose(phases[1, 0, pair], math.sin(angle), abs_tol=1e-9)
 
