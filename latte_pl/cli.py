@@ -42,6 +42,7 @@ MEASURED = ("precision", "limit_val_batches")  # settings of the trainer that a 
 FREE = (
     "model.sampling",
     "model.compile",
+    "model.net.init_args.activation_checkpointing",
     "data.init_args.num_workers",
     "data.init_args.val_clips",
     "data.init_args.cache_dir",

@@ -1,5 +1,6 @@
 """A study's results side by side: readings by row and seed, differences, verdicts, costs."""
 
+import itertools
 import json
 import statistics as plain_statistics
 from collections.abc import Callable
@@ -153,8 +154,7 @@ class Comparison:
         Raises:
             ValueError: Two results differ in budget, held-out protocol or distance protocol; both are named.
         """
-        first, *others = self.all_results() or [{}]
-        for other in others:
+        for first, other in itertools.combinations(self.all_results(), 2):
             for name, kind in KINDS.items():
                 if kind.differ(first, other):
                     pairs = "; ".join(
@@ -221,8 +221,6 @@ class Comparison:
             early = self.difference(claim.row, loss_at(claim.at))
             return {LOSS: (early, verdict(early, claim.side))}
         known = {name: reading for name, reading in MEASURES.items() if self.measured(name)}
-        if self.other_objective(claim.row):
-            del known[LOSS]
         found = {name: self.difference(claim.row, reading) for name, reading in known.items()}
         return {name: (difference, verdict(difference, claim.side)) for name, difference in found.items()}
 

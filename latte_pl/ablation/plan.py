@@ -17,7 +17,10 @@ from latte_pl.nn import Latte
 
 POINTS = 16  # held-out losses along a training
 # settings that change where data lie or how fast things go, not what is trained
-FREE = ("model.compile", "data.init_args.num_workers", "data.init_args.cache_dir", "data.init_args.latents")
+FREE = (
+    *("model.compile", "model.net.init_args.activation_checkpointing"),
+    *("data.init_args.num_workers", "data.init_args.cache_dir", "data.init_args.latents"),
+)
 # settings made after the first committed results, at the value that all trainings had before: no part of their names
 LATER = (("model.net.init_args.spatial_position", "absolute"),)
 TRAINER = (

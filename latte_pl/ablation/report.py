@@ -115,8 +115,9 @@ def verdict_lines(comparison: Comparison) -> list[tuple[str, str]]:
     for claim in comparison.claims():
         answers = []
         for measure, (difference, verdict) in comparison.decide(claim).items():
-            digits = 4 if measure == LOSS else 1
-            answers.append(f"{measure}: **{verdict}** ({_signed(difference, digits)})")
+            digits, other = (4, comparison.other_objective(claim.row)) if measure == LOSS else (1, None)
+            why = f"the loss of {other} is of another kind" if other else "no pair of finished trials"
+            answers.append(f"{measure}: **{verdict}** ({_signed(difference, digits) or why})")
         when = f" after {claim.at:.0%} of training" if claim.at < 1.0 else ""
         about = f"{claim.row}: {claim.text or claim.side}"
         lines.append(
@@ -180,9 +181,18 @@ def origin(comparison: Comparison) -> list[str]:
             "compares it."
         )
     for row, own in comparison.results.items():
-        sampled = next((r["distance"]["stated"] for r in own.values() if r["distance"]), None)
-        if sampled and first["distance"] and sampled["sampler"] != first["distance"]["stated"]["sampler"]:
-            lines[-1] += f" {row}: samples of {sampled['sampler']}, {sampled['steps']} steps."
+        stated = next((result["distance"]["stated"] for result in own.values() if result["distance"]), None)
+        base = first["distance"] and first["distance"]["stated"]
+        if stated and base and any(stated.get(key) != base.get(key) for key in ("sampler", "steps", "eta")):
+            lines[-1] += f" {row}: samples of {stated['sampler']}, {stated['steps']} steps."
+        averages = [result["average"] for result in own.values() if "average" in result]
+        if averages:
+            lengths = ", ".join(str(average["best"]) for average in averages)
+            plain = sum(average["ema"] for average in averages) / len(averages)
+            lines[-1] += (
+                f" {row}: lengths of the average {lengths}, chosen by the held-out loss that is shown (without the "
+                f"choice {plain:.4f})."
+            )
     gains = {measure: comparison.pairing_gain(measure) for measure in (LOSS, DISTANCE)}
     told = [
         f"{math.exp(sum(map(math.log, values)) / len(values)):.2f} for the {name}"
@@ -249,7 +259,7 @@ def _value(line: Any, name: str, digits: int) -> str:
 
 def _signed(difference: Estimate | None, digits: int) -> str:
     if difference is None:
-        return "no pair of finished trials"
+        return ""
     spread = f" ± {difference.half:.{digits}f}" if difference.half is not None else ", one seed"
     return f"{difference.mean:+.{digits}f}{spread}, n = {difference.n}"
 

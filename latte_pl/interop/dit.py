@@ -82,6 +82,7 @@ class ImageModel(NamedTuple):
     state: dict[str, Tensor]
     num_heads: int | None
     recipe: dict[str, Any]
+    variant: str = "spatial"
 
     @property
     def depth(self) -> int:
@@ -311,7 +312,9 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
     ]
     if not net.swiglu:
         pairs.append(("mlp_ratio", len(state["blocks.0.mlp.fc1.weight"]) / width, net.mlp_ratio))
-    if image.num_heads is not None and net.variant != "split_heads":
+    if image.variant != "spatial":
+        pairs.append(("depth", image.depth, net.depth))
+    if image.num_heads is not None and (net.variant != "split_heads" or image.variant == "split_heads"):
         pairs.append(("num_heads", image.num_heads, net.num_heads))
     for name, theirs, own in pairs:
         if theirs != own:
@@ -339,7 +342,8 @@ def _sum(entries: list[tuple[int, str]], part: str, net: Latte, image: ImageMode
     numbers = sorted({int(origin.split(".")[1]) for _, origin in entries if origin.startswith("blocks.")})
     words = [f"of block{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"] if numbers else []
     heads = net.num_heads // 2
-    if numbers and part.endswith("attention") and net.variant == "split_heads" and heads != (image.num_heads or heads):
+    merged = net.variant == "split_heads" != image.variant and heads != (image.num_heads or heads)
+    if numbers and part.endswith("attention") and merged:
         words.append(f"its {image.num_heads} heads merged in {heads}, which changes its function")
     return sum(count for count, _ in entries), "; ".join(words)
 
@@ -375,16 +379,18 @@ def _own(path: Path, net: Latte) -> ImageModel:
     """Read the averaged weights of a model of this repository: an image model, or a video model like ``net``."""
     read = weights.read(path)
     arguments = read.config["model"]["net"]["init_args"]
-    image = {"variant": "spatial", "injection": "adaln", "patch_embed": "uniform", "temporal_position": None}
-    is_image = arguments.get("variant") == "spatial"
-    for name, value in image.items():
-        found, own = arguments.get(name), getattr(net, name)
-        if value != found if is_image and value else found != own and not is_image:
-            wanted = " or ".join(dict.fromkeys(filter(None, (value, own))))
-            raise ValueError(f"{path} holds a model with {name} {found}; the model starts from one with {wanted}")
+    variant, video = arguments.get("variant"), ("variant", "injection", "patch_embed", "temporal_position")
+    wanted = {"injection": "adaln", "patch_embed": "uniform"} if variant == "spatial" else {}
+    for name, value in (wanted or {name: getattr(net, name) for name in video}).items():
+        if arguments.get(name) != value:
+            kind = "an image model has" if wanted else "the model has"
+            raise ValueError(
+                f"{path} holds a model with {name} {arguments.get(name)}, {kind} {value}; start from one of variant "
+                "spatial, or of the same arrangement"
+            )
     size = arguments.get("size")
     recipe = {name: arguments.get(name, value) for name, value in RECIPE.items()}
-    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2], recipe)
+    return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2], recipe, variant)
 
 
 def _has_config(path: Path) -> bool:

@@ -50,6 +50,15 @@ class Denoiser(nn.Module, ABC):
         """Predict noise (and variance); a network adds the arguments of its condition."""
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile each block in place by `torch.compile`; blocks of a kind share code, parameters keep their names."""
+        """Compile each block in place by `torch.compile`; blocks of a kind share code, parameters keep their names.
+
+        Raises:
+            ValueError: The blocks choose what to keep themselves, which the compiler does as well.
+        """
+        if getattr(self, "activation_checkpointing", False) == "selective":
+            raise ValueError(
+                "compiled blocks choose themselves what to compute again: set model.compile to false, or "
+                "model.net.init_args.activation_checkpointing to false or true"
+            )
         for block in self.blocks:
             block.compile(backend=backend)

@@ -334,6 +334,7 @@ class Latte(Denoiser):
             ("conditioning", Conditioning),
         ):
             _one_of(name, getattr(self, name), get_args(choices))
+        _one_of("activation_checkpointing", self.activation_checkpointing, (False, True, "selective"))
         if min(self.hidden_size, self.num_heads, self.patch_size, self.in_channels, self.num_frames) < 1:
             raise ValueError("hidden_size, num_heads, patch_size, in_channels and num_frames must be positive")
         if self.hidden_size % self.num_heads or self.hidden_size % 4:
@@ -395,6 +396,6 @@ class Latte(Denoiser):
             raise ValueError(f"labels must be 0 to {self.num_classes} (the null class), got {labels.tolist()}")
 
 
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")

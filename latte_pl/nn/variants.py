@@ -120,10 +120,10 @@ class SpatialBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape; no frame sees another."""
-        attention, perceptron = self.triples(context)
+        attention, feed_forward = self.triples(context)
         spatial = partial(self.attn, phases=context.spatial_phases)
         x = self.read(residual(x, self.norm1, spatial, attention), context)
-        return residual(x, self.norm2, self.mlp, perceptron)
+        return residual(x, self.norm2, self.mlp, feed_forward)
 
 
 class TemporalBlock(Block):
@@ -137,11 +137,11 @@ class TemporalBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape; no place of the frame sees another."""
-        attention, perceptron = map(clip_row, self.triples(context))
+        attention, feed_forward = map(clip_row, self.triples(context))
 
         def block(clip: Tensor) -> Tensor:
             clip = residual(clip, self.norm1, partial(self.attn, phases=context.temporal_phases), attention)
-            return residual(clip, self.norm2, self.mlp, perceptron)
+            return residual(clip, self.norm2, self.mlp, feed_forward)
 
         return on_clip(block, x, context.num_clip_frames)
 
@@ -162,7 +162,7 @@ class SplitAttentionBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape."""
-        attention, perceptron = self.triples(context)
+        attention, feed_forward = self.triples(context)
 
         def temporal(clip: Tensor) -> Tensor:
             branch = partial(self.attn_temporal, phases=context.temporal_phases)
@@ -171,7 +171,7 @@ class SplitAttentionBlock(Block):
         spatial = partial(self.attn, phases=context.spatial_phases)
         x = self.read(residual(x, self.norm1, spatial, attention), context)
         x = on_clip(temporal, x, context.num_clip_frames)
-        return residual(x, self.norm2, self.mlp, perceptron)
+        return residual(x, self.norm2, self.mlp, feed_forward)
 
 
 class SplitHeadsBlock(Block):
@@ -189,14 +189,14 @@ class SplitHeadsBlock(Block):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map (B, F + N, S, D) to the same shape."""
-        attention, perceptron = self.triples(context)
+        attention, feed_forward = self.triples(context)
 
         def both(h: Tensor) -> Tensor:
             temporal = self.attn_temporal(h[:, : context.num_clip_frames], context.temporal_phases)
             return on_clip(temporal.add, self.attn(h, context.spatial_phases), context.num_clip_frames)
 
         x = self.read(residual(x, self.norm1, both, attention), context)
-        return residual(x, self.norm2, self.mlp, perceptron)
+        return residual(x, self.norm2, self.mlp, feed_forward)
 
 
 def arrangement(variant: Variant, depth: int) -> list[type[Block]]:

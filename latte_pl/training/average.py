@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -18,6 +19,8 @@ from latte_pl.training.checkpoints import write_tensors
 
 LENGTHS = (0.05, 0.10)
 """Relative lengths of the two averages that training keeps, the paper's."""
+TOLERANCE = 0.1  # of `miss`
+Profile = np.ndarray | float
 
 
 def exponent(length: float) -> float:
@@ -27,13 +30,14 @@ def exponent(length: float) -> float:
     profile, as a share of the training, is the length sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)) (appendix C).
 
     Args:
-        length: In (0, 0.28]; 1 / sqrt(12) = 0.289 would be the plain mean of all steps.
+        length: In [0.005, 0.28]; 1 / sqrt(12) = 0.289 would be the plain mean of all steps, and shorter ones than
+            snapshots resolve magnify their rounding.
 
     Raises:
         ValueError: When the length is outside.
     """
-    if not 0.0 < length <= 0.28:
-        raise ValueError(f"an average's length is {length:g}; choose lengths in (0, 0.28], shares of the training")
+    if not 0.005 <= length <= 0.28:
+        raise ValueError(f"an average's length is {length:g}; choose lengths in [0.005, 0.28], shares of the training")
     # length^2 (gamma + 2)^2 (gamma + 3) = gamma + 1; only the largest root is no smaller than 0
     inverse = length**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
@@ -70,7 +74,8 @@ def write_snapshot(averages: nn.ModuleList, run: Path, step: int) -> None:
 def snapshots(checkpoint: Path, step: int, every: int) -> dict[int, Path]:
     """Return the files that hold a run's averages, by step: the snapshots before a checkpoint, and the checkpoint.
 
-    What another run left in the folder does not count: later steps, and steps at which this run writes none.
+    What another run left in the folder does not count: later steps, and steps at which this run writes none. A run that
+    began at another's checkpoint has the snapshots since then alone.
 
     Args:
         checkpoint: ``checkpoints/step=N.ckpt`` of the run.
@@ -108,7 +113,26 @@ def coefficients(steps: Sequence[int], length: float) -> np.ndarray:
     return solved[:-1].reshape(len(steps), len(LENGTHS))
 
 
-def _inner(t: np.ndarray, a: np.ndarray, u: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
+def miss(steps: Sequence[int], length: float) -> float:
+    """Return by how much the average that snapshots make misses the one that is wanted.
+
+    Args:
+        steps: Of the snapshots.
+        length: Relative length that is wanted.
+
+    Returns:
+        Norm of the difference of the two profiles over the norm of the wanted one; 0 is exact.
+    """
+    times = np.repeat(np.asarray(steps, dtype=np.float64), len(LENGTHS))
+    powers = np.tile([exponent(known) for known in LENGTHS], len(steps))
+    factors, end = coefficients(steps, length).ravel(), times.max()
+    own = factors @ _inner(times[:, None], powers[:, None], times, powers) @ factors
+    shared = factors @ _inner(times, powers, end, exponent(length))
+    norm = _inner(end, exponent(length), end, exponent(length))
+    return float(np.sqrt(max(own - 2.0 * shared + norm, 0.0) / norm))
+
+
+def _inner(t: Profile, a: Profile, u: Profile, b: Profile) -> np.ndarray:
     """Return the integral of the profiles (a + 1) tau^a / t^(a + 1) on [0, t] and (b + 1) tau^b / u^(b + 1) on [0, u].
 
     Up to the earlier end the product is a power of tau; of the later profile, a ratio of the ends is left.
@@ -142,7 +166,10 @@ def reconstruct(net: nn.Module, files: Mapping[int, Path], length: float) -> Non
 
 def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole snapshot; delete it to do without") from error
     state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
     return {name.removeprefix("averages."): value for name, value in state.items() if name.startswith("averages.")}
 

@@ -23,7 +23,7 @@ PARTS = (
     ("temporal attention", r"blocks\.\d+\.attn_temporal"),
     ("cross-attention", r"blocks\.\d+\.cross_attn"),
     ("MLP", r"blocks\.\d+\.mlp"),
-    ("final layer", r"final_layer"),
+    ("final layer", r"final_layer\.(?!adaLN)\w+"),
 )
 
 

@@ -17,7 +17,7 @@ from latte_pl.metrics import Record
 from latte_pl.metrics.record import write_atomically
 from latte_pl.nn import Latte
 from latte_pl.training import weights
-from latte_pl.training.average import exponent, reconstruct, snapshots
+from latte_pl.training.average import TOLERANCE, exponent, miss, reconstruct, snapshots
 from latte_pl.training.cost import cost_table
 from latte_pl.training.evaluation import measure
 from latte_pl.training.media import contact_sheet, film_strip, gif_bytes, save_mp4, save_png
@@ -115,15 +115,23 @@ class LatteTrainer(Trainer):
             raise ValueError("no lengths to try; give some, such as --lengths 0.05 0.1")
         for length in lengths:
             exponent(length)  # refuses what is no length before anything is measured
-        if checkpoint.suffix != ".ckpt":
-            raise ValueError(f"{run} holds weights alone; give a run's folder")
-        if not model.average_every:
-            raise ValueError(f"{run} kept no averages; train with model.average_every set")
+        if checkpoint.suffix != ".ckpt" or checkpoint.parent.name != "checkpoints":
+            raise ValueError(f"{run} is no run and none of its checkpoints; give a run's folder")
         if isinstance(self.strategy, ModelParallelStrategy):
             raise ValueError("latte average holds the whole model on each device; use --trainer.strategy ddp")
         trained = weights.read(checkpoint)
-        trained.load_into(model)
-        files = snapshots(checkpoint, trained.step, model.average_every)
+        every = trained.config["model"].get("average_every", 0)
+        if not every:
+            raise ValueError(f"{run} kept no averages; train with model.average_every set")
+        files = snapshots(checkpoint, trained.step, every)
+        far = [length for length in lengths if miss(list(files), length) > TOLERANCE]
+        if lengths := [length for length in lengths if length not in far]:
+            trained.load_into(model)
+        else:
+            raise ValueError(
+                f"{len(files)} snapshots make no average of length {', '.join(f'{length:g}' for length in far)}; "
+                "choose others, or train with a smaller model.average_every"
+            )
         own = self._held_out_loss(model, datamodule)
         losses: dict[float, float] = {}
         for length in lengths:
@@ -139,6 +147,8 @@ class LatteTrainer(Trainer):
         print("length  held-out loss")
         for length, loss in losses.items():
             print(f"{length:<7g} {loss:.6f}{'  best' if length == best else ''}")
+        for length in far:
+            print(f"{length:<7g} left out: {len(files)} snapshots do not make it")
         print(f"EMA     {own:.6f}  the run's own\n\nstep {trained.step}, {len(files)} snapshots; weights  {best_file}")
 
     def predict(  # type: ignore[override]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from rich.console import Console
-from studies import fabricate, study_in, trials_of, write_study
+from studies import ROWS, fabricate, study_in, trials_of, write_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latte_pl.ablation import cli
@@ -144,8 +144,7 @@ def test_a_row_of_another_objective_is_compared_by_the_distance_alone(tmp_path):
     assert comparison.difference("flow", MEASURES[LOSS]) is None
     assert comparison.difference("flow", MEASURES[DISTANCE]).mean == pytest.approx(-49.0)
     claim = Claim(row="flow", side="better")
-    assert list(comparison.decide(claim)) == [DISTANCE]
-    assert comparison.decide(claim)[DISTANCE][1] == "agrees"
+    assert [verdict for _, verdict in comparison.decide(claim).values()] == ["not measured", "agrees"]
     shown = shown_table(comparison).set_index("row").loc["flow"]
     assert shown["loss"] == "0.7000 ± 0.0000 (RectifiedFlow)"
     assert "loss_diff" not in shown  # no row has one
@@ -159,6 +158,28 @@ def test_a_row_of_another_objective_shares_all_else(tmp_path):
     study, root = objectives(tmp_path, interval=7)
     with pytest.raises(ValueError, match="cannot mix held-out protocols"):
         Comparison.load(study, "proxy", root)
+
+
+def test_every_pair_of_results_is_compared(tmp_path):
+    """A row of its own objective in front hides no mixture behind it."""
+    study, trials = study_in(tmp_path, rows={"flow": FLOW, "uniform": {}, "compression": {}} | ROWS, **SEEDS)
+    for trial in trials:
+        digest = {"flow": "a", "uniform": "f", "compression": "9"}[trial.row] * 64
+        fabricate(trial, 0.3, held_out={"loss": 0.3, "hash": digest, "objective": digest[:3], "clips": 6})
+    with pytest.raises(ValueError, match=r"cannot mix held-out protocols.*uniform.*compression"):
+        Comparison.load(study, "proxy", tmp_path / "runs/ablations")
+
+
+def test_a_length_that_was_chosen_is_told(finished):
+    study, root = finished
+    for trial in trials_of(root.parent.parent):
+        if trial.row == "compression":
+            result = json.loads(trial.result.read_text())
+            result["average"] = {"lengths": {"0.1": 0.4}, "ema": 0.45, "best": 0.1, "step": trial.steps}
+            trial.result.write_text(json.dumps(result))
+    said = markdown(Comparison.load(study, "proxy", root))
+    assert "compression: lengths of the average 0.1, 0.1, 0.1, chosen by the held-out loss" in said
+    assert "without the choice 0.4500" in said
 
 
 def test_a_failed_cell_says_so_and_is_no_zero(tmp_path):

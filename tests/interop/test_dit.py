@@ -369,7 +369,7 @@ def test_other_weights_are_refused(tmp_path):
         load_dit(latte(), state | {"pos_embed": swapped}, labels="keep")
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         load_dit(latte(), tmp_path / "nothing.pt")
-    with pytest.raises(ValueError, match="variant interleaved; the model starts from one with spatial or split_heads"):
+    with pytest.raises(ValueError, match="variant interleaved, the model has split_heads; start from"):
         load_dit(latte(variant="split_heads"), "shapes")
 
 
@@ -414,6 +414,7 @@ def test_a_model_of_captions_starts_as_the_unconditional_part_of_a_class_model(c
     net = latte(**change, conditioning="text", num_classes=0, text_dim=6)
     table = load_dit(net, tmp_path / "class.safetensors", labels="drop")
     assert {row.part for row in table.rows if row.fate == "new"} == {"caption projection", "cross-attention"}
+    assert "merged" not in str(table)
     x = torch.randn(2, 4, CHANNELS, GRID[0] * PATCH, GRID[1] * PATCH, dtype=torch.float64)
     text = Text(torch.randn(2, 3, 6, dtype=torch.float64), torch.ones(2, 3, dtype=torch.bool))
     with torch.no_grad():
@@ -442,3 +443,16 @@ def test_an_image_model_of_other_layers_is_refused(flag, tmp_path):
     if flag == "qk_norm":  # bare weights tell
         with pytest.raises(ValueError, match="qk_norm True and the model False"):
             load_dit(latte(), image.state_dict(), labels="keep")
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "said"),
+    [
+        ("interleaved", {"depth": 8}, "depth 4 and the model 8"),  # as many spatial blocks as the source has blocks
+        ("split_heads", {"num_heads": 2}, "num_heads 4 and the model 2"),
+    ],
+)
+def test_a_video_model_starts_one_of_its_own_shape(variant, change, said, tmp_path):
+    release(tmp_path / "video.safetensors", {"variant": variant})
+    with pytest.raises(ValueError, match=said):
+        load_dit(latte(variant=variant, **change), tmp_path / "video.safetensors", labels="keep")

@@ -321,3 +321,10 @@ def test_null_label_is_a_class_of_its_own():
     assert net.null_label == 3
     outs = [net(latents(), TIMESTEPS, torch.full((2,), label)) for label in range(4)]
     assert all(not torch.allclose(a, b, atol=1e-4) for a, b in itertools.combinations(outs, 2))
+
+
+def test_selective_checkpointing_is_not_for_compiled_blocks():
+    with pytest.raises(ValueError, match="compiled blocks choose themselves"):
+        tiny(activation_checkpointing="selective").compile_blocks()
+    with pytest.raises(ValueError, match="activation_checkpointing must be one of False, True, selective, got 'all'"):
+        tiny(activation_checkpointing="all")

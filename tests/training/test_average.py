@@ -1,6 +1,7 @@
 """Averages whose length is chosen after training: the numbers of the paper, and a run's from its snapshots."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -16,8 +17,10 @@ from latte_pl import cli
 from latte_pl.training import load
 from latte_pl.training.average import (
     LENGTHS,
+    TOLERANCE,
     coefficients,
     exponent,
+    miss,
     reconstruct,
     snapshots,
     update,
@@ -38,7 +41,7 @@ def test_exponents_are_the_papers(length, gamma):
     assert exponent(length) == pytest.approx(gamma, abs=0.005)
 
 
-@pytest.mark.parametrize("length", [0.001, 0.03, 0.2, 0.28])
+@pytest.mark.parametrize("length", [0.005, 0.03, 0.2, 0.28])
 def test_a_length_is_the_deviation_of_its_profile(length):
     gamma = exponent(length)
     mean, square = ((gamma + 1) / (gamma + 1 + n) for n in (1, 2))  # moments of (gamma + 1) tau^gamma on [0, 1]
@@ -47,7 +50,7 @@ def test_a_length_is_the_deviation_of_its_profile(length):
 
 @pytest.mark.parametrize("length", [0.0, -0.1, 0.29, float("nan")])
 def test_what_is_no_length_is_refused(length):
-    with pytest.raises(ValueError, match=r"choose lengths in \(0, 0.28\]"):
+    with pytest.raises(ValueError, match=r"choose lengths in \[0.005, 0.28\]"):
         exponent(length)
 
 
@@ -125,6 +128,17 @@ def test_a_length_that_was_kept_is_exact(written, which):
     torch.testing.assert_close(flat(made), flat(averages[which]), rtol=1e-9, atol=0.0)
 
 
+def test_what_snapshots_cannot_make_is_known():
+    """By how much, against profiles written out step by step."""
+    few, many = list(range(250, 1001, 250)), list(range(10, 1001, 10))
+    for steps, length in ((few, 0.25), (few, 0.1), (many, 0.25), (many, 0.03)):
+        kept = np.stack([np.pad(profile(t, known), (0, 1000 - t)) for t in steps for known in LENGTHS])
+        wanted = profile(1000, length)
+        error = np.linalg.norm(coefficients(steps, length).ravel() @ kept - wanted) / np.linalg.norm(wanted)
+        assert miss(steps, length) == pytest.approx(error, rel=0.05, abs=2e-3)
+    assert miss(few, 0.25) > TOLERANCE > miss(many, 0.25)
+
+
 @pytest.mark.parametrize("steps", [[4], [4, 8, 12, 13], list(range(10, 2001, 10))])
 def test_weights_that_stand_still_are_their_own_average(steps):
     factors = coefficients(steps, 0.25)
@@ -197,11 +211,14 @@ def test_a_run_trains_the_same_with_and_without_averages(trained, tmp_path, monk
 
 def test_the_best_length_is_measured_kept_and_usable(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli.main(["average", "--run", str(trained), "--lengths", "0.05", "0.1", "0.25", "--trainer.accelerator=cpu"])
+    cli.main(
+        ["average", "--run", str(trained), "--lengths", "0.05", "0.1", "0.12", "0.28", "--trainer.accelerator=cpu"]
+    )
     table = capsys.readouterr().out
     found = json.loads((trained / "averages/lengths.json").read_text())
     assert found["step"] == 12
-    assert list(found["lengths"]) == ["0.05", "0.1", "0.25"]
+    assert list(found["lengths"]) == ["0.05", "0.1", "0.12"]
+    assert "0.28    left out: 6 snapshots do not make it" in table
     assert found["ema"] == curve(trained, "val/loss")[-1][1]  # in bfloat16, as while training
     assert len({*found["lengths"].values(), found["ema"]}) == 4
     assert found["best"] == float(min(found["lengths"], key=found["lengths"].get))
@@ -230,11 +247,16 @@ def test_one_length_is_measured_too(trained, tmp_path):
 MISTAKES = {
     "no run": ([], "needs --run: a run's folder"),
     "no such run": (["--run=nowhere"], "no checkpoint at nowhere"),
-    "weights alone": (["--run=w.safetensors"], "w.safetensors holds weights alone; give a run's folder"),
+    "weights alone": (
+        ["--run=w.safetensors"],
+        "w.safetensors is no run and none of its checkpoints",
+    ),
     "a length out of range": (["--run=RUN", "--lengths", "0.1", "0.5"], "length is 0.5; choose lengths in"),
     "no lengths": (["--run=RUN", "--lengths=[]"], "no lengths to try"),
     "another file": (["--run=RUN", "--output=w.pt"], "must end in .safetensors"),
-    "a run without averages": (["--run=RUN", "--model.average_every=0"], "train with model.average_every set"),
+    "a run without averages": (["--run=runs/plain", "--model.average_every=2"], "train with model.average_every set"),
+    "half a snapshot": (["--run=runs/half"], "step=0000004.safetensors is not a whole snapshot; delete it"),
+    "too few snapshots": (["--run=runs/few", "--lengths=[0.25]"], "1 snapshots make no average of length 0.25"),
 }
 
 
@@ -243,6 +265,14 @@ def test_a_mistake_ends_with_one_line(mistake, trained, tmp_path, capsys, monkey
     monkeypatch.chdir(tmp_path)
     cli.main(["export", str(trained), "w.safetensors"])
     args, said = MISTAKES[mistake]
+    if mistake == "a run without averages":
+        cli.main(
+            ["fit", "-c", write_config(tmp_path), "--name=plain", "--trainer.max_steps=1", "--samples.num_samples=1"]
+        )
+    for name in ("half", "few"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    shutil.rmtree("runs/few/averages")
+    os.truncate("runs/half/averages/step=0000004.safetensors", 100)
     with pytest.raises(SystemExit) as stop:
         cli.main(["average", *(arg.replace("RUN", str(trained)) for arg in args), "--trainer.accelerator=cpu"])
     assert stop.value.code == 2
