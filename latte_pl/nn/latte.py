@@ -93,7 +93,7 @@ class Latte(Denoiser):
         swiglu: gated perceptrons (Shazeer 2020) 2/3 as wide, of the same parameters and FLOPs, for those with GELU.
         rms_norm: RMSNorm (Zhang & Sennrich 2019) for the layer norms of blocks and final layer.
         activation_checkpointing: True computes each block again in the backward pass instead of keeping its
-            activations; "selective" all of a block but matrix products and attention: half of the memory, no more time.
+            activations; "selective" all of a block but matrix products and attention, for blocks that are not compiled.
 
     Raises:
         ValueError: an unknown name, a size that does not divide, or a missing argument.
