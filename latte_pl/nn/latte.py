@@ -92,8 +92,7 @@ class Latte(Denoiser):
             (Dehghani et al. 2023, ViT-22B; with RMSNorm Esser et al. 2024, Stable Diffusion 3).
         swiglu: gated perceptrons (Shazeer 2020) 2/3 as wide, of the same parameters and FLOPs, for those with GELU.
         rms_norm: RMSNorm (Zhang & Sennrich 2019) for the layer norms of blocks and final layer.
-        activation_checkpointing: True computes each block again in the backward pass instead of keeping its
-            activations; "selective" all of a block but matrix products and attention, for blocks that are not compiled.
+        activation_checkpointing: True computes blocks again in the backward pass, "selective" all but their products.
 
     Raises:
         ValueError: an unknown name, a size that does not divide, or a missing argument.

@@ -91,5 +91,5 @@ def test_a_job_that_still_runs_is_taken_over_by_the_next_run(executor: submitit.
     said, _ = second.communicate(timeout=240)
     assert second.returncode == 0, said
     assert "1 of 1 trials finished" in said
-    jobs = [path for path in (tmp_path / "runs/ablations/jobs").glob("*/*") if path.is_dir()]
-    assert len(jobs) == 1  # the second run submitted nothing
+    # a queue that does not answer in time may cost a second job, which then finds the first one's result
+    assert (trial.path / "log.txt").read_text().count("checkpoints ") == 1
