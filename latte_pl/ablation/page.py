@@ -97,7 +97,7 @@ def bars(comparison: Comparison, measure: str) -> Figure:
         if difference is None:
             other = comparison.other_objective(row)
             reason = f" the loss of {other} is of another kind" if other else " no pair of finished trials"
-            axes.text(0, place, reason, va="center", color="0.4")
+            axes.text(0.02, place, reason, va="center", color="0.4", transform=axes.get_yaxis_transform())
             continue
         axes.barh(place, difference.mean, xerr=difference.half, color=palette[row], alpha=0.6, height=0.6, capsize=4)
         own = comparison.values(row, reading)
@@ -105,7 +105,7 @@ def bars(comparison: Comparison, measure: str) -> Figure:
         axes.plot(points, [place] * len(points), "o", color="black", markersize=3)
     axes.axvline(0, color="0.35", linewidth=1)
     axes.set_yticks(range(len(rows)), rows)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top, rows without a bar too
     axes.set_xlabel(f"{measure}: difference to {comparison.baseline} (right is worse)")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
