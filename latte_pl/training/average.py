@@ -101,8 +101,7 @@ def coefficients(steps: Sequence[int], length: float) -> np.ndarray:
     Raises:
         ValueError: When the length is out of range.
     """
-    times = np.repeat(np.asarray(steps, dtype=np.float64), len(LENGTHS))
-    powers = np.tile([exponent(length) for length in LENGTHS], len(steps))
+    times, powers = _kept(steps)
     gram = _inner(times[:, None], powers[:, None], times, powers)
     wanted = _inner(times, powers, times.max(), exponent(length))
     # with a Lagrange multiplier for the sum; profiles are scaled to norm 1
@@ -123,13 +122,18 @@ def miss(steps: Sequence[int], length: float) -> float:
     Returns:
         Norm of the difference of the two profiles over the norm of the wanted one; 0 is exact.
     """
-    times = np.repeat(np.asarray(steps, dtype=np.float64), len(LENGTHS))
-    powers = np.tile([exponent(known) for known in LENGTHS], len(steps))
+    times, powers = _kept(steps)
     factors, end = coefficients(steps, length).ravel(), times.max()
     own = factors @ _inner(times[:, None], powers[:, None], times, powers) @ factors
     shared = factors @ _inner(times, powers, end, exponent(length))
     norm = _inner(end, exponent(length), end, exponent(length))
     return float(np.sqrt(max(own - 2.0 * shared + norm, 0.0) / norm))
+
+
+def _kept(steps: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return end and exponent of each profile that snapshots hold, in the order of their factors."""
+    times = np.repeat(np.asarray(steps, dtype=np.float64), len(LENGTHS))
+    return times, np.tile([exponent(length) for length in LENGTHS], len(steps))
 
 
 def _inner(t: Profile, a: Profile, u: Profile, b: Profile) -> np.ndarray:
