@@ -67,7 +67,7 @@ def state(job_id: str) -> str:
     return _answer("squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T")
 
 
-def wait_for(ready: Callable[[], bool], seconds: float = 30) -> None:
+def wait_for(ready: Callable[[], bool], seconds: float = 120) -> None:
     """Return as soon as ``ready`` holds.
 
     Raises:
@@ -85,7 +85,7 @@ def cluster() -> Iterator[Path]:
     """Start the cluster, wait for its node, point SLURM_CONF to it, yield its folder and leave no process behind.
 
     Raises:
-        RuntimeError: the node was not idle within 30 seconds; carries the ends of the daemons' logs.
+        RuntimeError: the node was not idle within two minutes; carries the ends of the daemons' logs.
     """
     with tempfile.TemporaryDirectory(prefix="slurm") as name, patch.dict(os.environ):
         folder, daemons = Path(name), []

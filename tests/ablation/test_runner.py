@@ -47,8 +47,10 @@ def steps(trial):
 
 
 def processes(trial):
-    """Return the process numbers of a trial's `latte fit`."""
-    found = subprocess.run(["pgrep", "-f", f"latte_pl fit .*--name={trial.hash}"], capture_output=True, text=True)
+    """Return the process numbers of a trial's `latte fit`; other tests run trials of the same hash at the same time."""
+    config = trial.path.parents[3] / "tiny.yaml"
+    pattern = f"latte_pl fit -c {config} .*--name={trial.hash}"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True)
     return [int(number) for number in found.stdout.split()]
 
 
@@ -112,7 +114,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(whole, tmp_path):
     for number in processes(uniform):
         os.kill(number, signal.SIGKILL)
     said = finish(process, status=1)
-    assert "1 of 2 trials finished, 1 FAILED" in said
+    assert "1 of 2 trials finished, 1 FAILED" in said, said
     assert "killed by signal 9" in said
     first = result_of(compression)
     assert "2 of 2 trials finished, 0 FAILED" in finish(start(tmp_path, "run", "study.yaml"))

@@ -72,7 +72,7 @@ def test_a_study_runs_on_slurm(executor: submitit.AutoExecutor, tmp_path: Path) 
     process = start(tmp_path, "run", "study.yaml", *slurm)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 1, said
-    assert "1 of 2 trials finished, 1 FAILED" in said
+    assert "1 of 2 trials finished, 1 FAILED" in said, said
     uniform, diverges = trials_of(tmp_path)
     assert result_of(uniform)["axes"]["patch_embed"] == "uniform"
     assert "the loss is" in diverges.failure.read_text()
@@ -85,7 +85,7 @@ def test_a_job_that_still_runs_is_taken_over_by_the_next_run(executor: submitit.
     first = start(tmp_path, *slurm)
     wait_for(lambda: (trial.path / "built.json").exists())
     first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=60)
+    said, _ = first.communicate(timeout=120)
     assert "go on in SLURM" in said
     second = start(tmp_path, *slurm)
     said, _ = second.communicate(timeout=240)
