@@ -1,22 +1,46 @@
 """Multi-head self-attention along one axis of (B, F, S, D) activations, without copying them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latte_pl.nn.positions import rotate
 
+# What the kernels of a GPU take in one call: blocks of a grid along batch and along heads, and elements that offsets of
+# 32 bits reach, with sequence and head padded to a tile. Space folded into heads gets there: XL at 1024 pixels has
+# 65,536 heads.
+GRID, REACH, TILE = 65_535, 2**31 - 1, 128
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend by PyTorch's fused kernel; (..., N, d) each, ``mask`` True where a key is seen, one at least.
+    """Attend by PyTorch's fused kernel, in as many calls as the kernels of a GPU need; any N.
 
     In half precision on the CPU by plain products: the fused kernel's backward pass is up to ten times slower there.
+
+    Args:
+        query: (B, H, N, d).
+        key: (B, H, M, d).
+        value: Like ``key``.
+        mask: True where a key is seen, one at least; (B or 1, H or 1, N or 1, M).
     """
     if query.device.type == "cpu" and query.dtype.itemsize == 2:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (..., N, N)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         return scores.softmax(dim=-1).to(value.dtype) @ value
+    batch, heads, _, width = query.shape
+    head = max(map(_padded, (query.shape[2], key.shape[2]))) * _padded(width)
+    for dim, size, each in ((1, heads, head), (0, batch, head * heads)):
+        parts = -(-size // min(GRID, REACH // each))
+        if parts > 1:
+            masks = [mask] * parts if mask is None or mask.shape[dim] == 1 else mask.tensor_split(parts, dim)
+            pieces = zip(*(tensor.tensor_split(parts, dim) for tensor in (query, key, value)), masks)
+            return torch.cat([attend(*piece) for piece in pieces], dim)
     return F.scaled_dot_product_attention(query, key, value, mask)
+
+
+def _padded(size: int) -> int:
+    return -(-size // TILE) * TILE
 
 
 class HeadNorm(nn.RMSNorm):

@@ -5,6 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from latte_pl.nn import attention
 from latte_pl.nn.attention import SpatialAttention, TemporalAttention
 from latte_pl.nn.positions import rotary_phases, rotary_phases_2d
 
@@ -119,3 +120,62 @@ def test_half_precision_agrees_with_single(x, kind, qk_norm):
         half = attention(x.float())
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("masked", [None, (1, 1, 1, 5), (7, 1, 1, 5), (7, 1, 6, 5), (7, 11, 6, 5)])
+@pytest.mark.parametrize("limits", [{"GRID": 3}, {"REACH": 9 * 128 * 128}, {"GRID": 8, "REACH": 30 * 128 * 128}])
+def test_attention_in_parts_is_attention(monkeypatch, masked, limits):
+    generator = torch.Generator().manual_seed(3)
+    shapes = [(7, 11, n, 4) for n in (6, 5, 5)]  # batch, heads, tokens, width: neither divides into the limits
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    mask = None if masked is None else torch.rand(masked, generator=generator) < 0.7
+    if mask is not None:
+        mask[..., 0] = True
+    weight = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
+
+    def outcome():
+        out = attention.attend(*tensors, mask)
+        return out, *torch.autograd.grad((weight * out).sum(), tensors)
+
+    whole = outcome()
+    for name, value in limits.items():
+        monkeypatch.setattr(attention, name, value)
+    sizes = calls(monkeypatch)
+    for part, one in zip(outcome(), whole):
+        torch.testing.assert_close(part, one, rtol=1e-12, atol=1e-14)
+    assert len(sizes) > 1
+    assert all(max(size[:2]) <= limits.get("GRID", 99) for size in sizes)
+    assert all(size[0] * size[1] * 128 * 128 <= limits.get("REACH", 2**31) for size in sizes)
+
+
+def calls(monkeypatch):
+    """Record the shapes of queries that reach the kernel."""
+    sizes = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def record(query, *rest):
+        sizes.append(tuple(query.shape))
+        return kernel(query, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "parts"),
+    [
+        (TemporalAttention, (5, 16, 16 * 16, 1152), 1),  # XL at 256 pixels: in one call
+        (TemporalAttention, (7, 16, 64 * 64, 1152), 6),  # at 1024 pixels: 65,536 heads
+        (TemporalAttention, (300, 16, 8 * 12, 384), 2),  # many small clips
+        (SpatialAttention, (4100, 16, 8 * 12, 384), 4),  # a batch of 65,600 frames
+    ],
+)
+def test_no_call_goes_beyond_a_grid(monkeypatch, kind, shape, parts):
+    sizes = calls(monkeypatch)
+    with torch.device("meta"):
+        layer = kind(shape[-1], 16 if shape[-1] == 1152 else 6)
+        assert layer(torch.empty(shape)).shape == shape
+    assert len(sizes) == parts
+    for batch, heads, length, _ in sizes:
+        assert max(batch, heads) <= 65_535
+        assert batch * heads * -(-length // 128) * 128 * 128 < 2**31
