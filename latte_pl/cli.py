@@ -25,6 +25,7 @@ from latte_pl.interop import TextToVideo, load_dit
 from latte_pl.metrics import compare
 from latte_pl.streams import run_seed
 from latte_pl.training import encode, weights
+from latte_pl.training.average import LENGTHS
 from latte_pl.training.callbacks import Curves, FitReport, SampleVideos, StepProgressBar
 from latte_pl.training.checkpoints import AtomicCheckpointIO, Checkpoints, checkpoints
 from latte_pl.training.distance import VideoDistance
@@ -143,6 +144,7 @@ class LatteCLI(LightningCLI):
         self.trainer = LatteTrainer(
             logger=False, enable_checkpointing=False, accelerator="cpu", precision="bf16-mixed" if half else None
         )
+        self.trainer.num_averages = len(LENGTHS) if self.config.info.model.average_every else 0
         self.config_init = self.config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -272,7 +274,7 @@ def expand(args: Sequence[str]) -> list[str]:
     source = "--run" if command == "average" else "--ckpt_path"
     if "--lengths" in rest:  # to the parser, a list is one argument
         first = rest.index("--lengths") + 1
-        values = list(takewhile(lambda arg: not arg.startswith(("-", "[")), rest[first:]))
+        values = list(takewhile(lambda arg: not re.match(r"\[|-(?![\d.])", arg), rest[first:]))
         rest[first : first + len(values)] = [f"[{', '.join(values)}]"] if values else []
     for n, arg in enumerate(rest):
         name, _, value = arg.partition("=")

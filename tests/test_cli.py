@@ -203,6 +203,19 @@ def test_info_counts_without_memory(capsys):
     table = capsys.readouterr().out
     assert re.search(r"temporal attention\s+74,\d{3},\d{3}", table)
     assert "activations" in table
+    assert "other averages" not in table
+
+
+def test_info_counts_the_averages_that_a_training_keeps(capsys):
+    def memory(*more):
+        cli.main(["info", "-c", "model/s.yaml", "-c", "data/shapes.yaml", *more])
+        rows = re.findall(r"^  (\D+?) +([\d,.]+) MiB$", capsys.readouterr().out, re.MULTILINE)
+        return {name: float(value.replace(",", "")) for name, value in rows}
+
+    plain, averaged = memory(), memory("--model.average_every=100")
+    assert averaged.pop("other averages") == pytest.approx(2 * plain["weights"], abs=0.1)
+    assert averaged.pop("in all") == pytest.approx(plain.pop("in all") + 2 * plain["weights"], abs=0.1)
+    assert averaged == plain
 
 
 MISTAKES = {
@@ -252,6 +265,19 @@ MISTAKES = {
         r"learn_sigma to false",
     ),
     "an unknown sampler": (["fit", "-c", "tiny.yaml", "--model.sampling.sampler=euler"], r"ddpm, ddim"),
+    "steps that no stride makes": (
+        ["fit", "-c", "tiny.yaml", "--model.sampling.sampler=ddim", "--model.sampling.steps=60"],
+        r"model.sampling.steps is 60.*take 59 or 63",
+    ),
+    "noise that the sampler does not use": (
+        ["fit", "-c", "tiny.yaml", "--model.sampling.sampler=ddpm", "--model.sampling.eta=0.5"],
+        r"model.sampling.eta is 0.5, which sampler",
+    ),
+    "guidance below nothing": (["fit", "-c", "tiny.yaml", "--model.sampling.guidance=-1"], r"guidance is -1.*at least"),
+    "an interval upside down": (
+        ["fit", "-c", "tiny.yaml", "--model.sampling.guidance_interval=[800, 200]"],
+        r"\[800, 200\]; .*lowest timestep comes first",
+    ),
     "a negative rate": (["fit", "-c", "tiny.yaml", "--model.lr=-1"], r"model.lr is -1"),
     "a clip longer than its video": (["fit", "-c", "tiny.yaml", "--data.interval=9"], r"28 source frames"),
     "no checkpoint given": (["predict", "-c", "tiny.yaml"], r"--ckpt_path"),

@@ -90,7 +90,7 @@ def list_studies(options: argparse.Namespace) -> bool:
 
 def run(options: argparse.Namespace) -> bool:
     """Run the trials of studies, or print what they would be."""
-    from latte_pl.ablation.plan import dry_run, plan
+    from latte_pl.ablation.plan import check_models, dry_run, plan
     from latte_pl.ablation.runner import Runner, Slurm, last_error
 
     root = options.root
@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> bool:
     for study in _studies(options.study, options.scale):
         planned = plan(study, options.scale, root, options.seeds)
         check_devices(planned, options)
+        check_models(study, planned)
         if options.dry_run:
             print(dry_run(study, options.scale, planned))
             continue

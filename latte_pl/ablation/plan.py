@@ -7,8 +7,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latte_pl.ablation.study import Scale, Study, references
 from latte_pl.ablation.trial import Trial
 from latte_pl.cli import flat, resolve
@@ -57,6 +55,21 @@ def plan(study: Study, scale_name: str, root: Path, seeds: list[int] | None = No
             named[arm.hash] = arm.row
         trials += [*made.values(), *arms]
     return trials
+
+
+def check_models(study: Study, trials: list[Trial]) -> None:
+    """Refuse, before anything is trained, rows whose denoiser, objective and sampling do not fit together.
+
+    Raises:
+        ValueError: They do not; study and row are named.
+    """
+    from latte_pl.training.weights import outline
+
+    for trial in {canonical_json(trial.config["model"]): trial for trial in trials}.values():
+        try:
+            outline(trial.config)
+        except ValueError as error:
+            raise ValueError(f"{study.name}, row {trial.row}: {error}") from error
 
 
 def _trial(
@@ -189,7 +202,7 @@ def dry_run(study: Study, scale_name: str, trials: list[Trial]) -> str:
     latent cache, and sampling for the distance comes on top.
     """
     from latte_pl.training.cost import count_cost
-    from latte_pl.training.weights import build_net
+    from latte_pl.training.weights import outline
 
     scale, _ = study.at(scale_name)
     lines = [f"{study.name}, {scale.name}: {study.question}"]
@@ -201,8 +214,7 @@ def dry_run(study: Study, scale_name: str, trials: list[Trial]) -> str:
         config = trial.config
         key = canonical_json({"net": config["model"]["net"], "images": config["data"]["init_args"]["num_images"]})
         if key not in counted:
-            with torch.device("meta"):
-                net = build_net(config["model"]["net"])
+            net = outline(config)
             assert isinstance(net, Latte)
             counted[key] = count_cost(net, config["data"]["init_args"]["num_images"])
         cost = counted[key]

@@ -54,6 +54,26 @@ class Diffusion(ABC):
     ) -> Tensor:
         """Carry noise to a sample; the arguments are checked."""
 
+    def check(self, sampler: str, steps: int, eta: float = 0.0) -> None:
+        """Refuse arguments that ``sample`` cannot take, before anything is trained or drawn with them.
+
+        Args:
+            sampler: One of ``samplers``.
+            steps: Number of denoising steps.
+            eta: Share of ancestral noise.
+
+        Raises:
+            ValueError: A sampler that is not known, steps or eta out of range, or eta without "ddim".
+        """
+        if sampler not in self.samplers:
+            raise ValueError(f"sampler is {sampler!r}; {type(self).__name__} knows {', '.join(self.samplers)}")
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; sampling takes at least 1")
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta is {eta}; it must lie in [0, 1]")
+        if eta and sampler != "ddim":
+            raise ValueError(f"eta is {eta}, which sampler {sampler!r} does not use; leave it at 0 or take 'ddim'")
+
     @torch.no_grad()
     def sample(
         self,
@@ -82,17 +102,9 @@ class Diffusion(ABC):
             Latents of the shape, dtype and device of ``noise``.
 
         Raises:
-            ValueError: A sampler that is not known, steps or eta out of range, eta without "ddim", or generators
-                that are not on the CPU or not one a sample.
+            ValueError: Arguments that ``check`` refuses, or generators that are not on the CPU or not one a sample.
         """
-        if sampler not in self.samplers:
-            raise ValueError(f"sampler is {sampler!r}; {type(self).__name__} knows {', '.join(self.samplers)}")
-        if steps < 1:
-            raise ValueError(f"steps is {steps}; sampling takes at least 1")
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta is {eta}; it must lie in [0, 1]")
-        if eta and sampler != "ddim":
-            raise ValueError(f"eta is {eta}, which sampler {sampler!r} does not use; leave it at 0 or take 'ddim'")
+        self.check(sampler, steps, eta)
         x = self._solve(
             in_dtype(model, noise.dtype),
             at_least_float32(noise),

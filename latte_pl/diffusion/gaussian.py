@@ -80,6 +80,20 @@ class GaussianDiffusion(Diffusion):
             )
         return (output[:, :, :channels], output[:, :, channels:]) if self.learn_sigma else (output, None)
 
+    def check(self, sampler: str, steps: int, eta: float = 0.0) -> None:
+        """Refuse arguments that ``sample`` cannot take.
+
+        Raises:
+            ValueError: As every objective's, or a number of steps that the sampler does not make.
+        """
+        super().check(sampler, steps, eta)
+        if sampler == "ddpm":
+            evenly_spaced(steps)
+        elif sampler == "ddim":
+            integer_stride(steps)
+        elif steps > NUM_TIMESTEPS:
+            raise ValueError(f"steps is {steps}; {sampler!r} takes 1 to {NUM_TIMESTEPS}")
+
     def _solve(
         self, model: Model, x: Tensor, sampler: str, steps: int, eta: float, draw: Draw, progress: Progress
     ) -> Tensor:

@@ -91,8 +91,10 @@ def count_cost(net: Latte, num_images: int = 0) -> Cost:
     return Cost(dict(parameters), dict(flops))
 
 
-def cost_table(net: Latte, num_images: int = 0, batch_size: int = 1, precision: Precision = "float32") -> str:
-    """Return the costs of a model as a table for the terminal."""
+def cost_table(
+    net: Latte, num_images: int = 0, batch_size: int = 1, precision: Precision = "float32", num_averages: int = 0
+) -> str:
+    """Return the costs of a model as a table for the terminal; arguments as of `count_memory`."""
     cost = count_cost(net, num_images)
     lines = [f"{'part':<20}{'parameters':>14}{'GFLOP a clip':>15}{'share':>8}"]
     for part in [*(part for part, _ in PARTS), "other"]:
@@ -107,12 +109,13 @@ def cost_table(net: Latte, num_images: int = 0, batch_size: int = 1, precision: 
         "",
         f"memory of a training step on {batch_size} clips a device ({how}, one device)",
     ]
-    memory = count_memory(net, num_images, batch_size, precision)
+    memory = count_memory(net, num_images, batch_size, precision, num_averages)
     rows = (
         ("weights", memory.weights),
         ("gradients", memory.weights),
         ("AdamW moments", 2 * memory.weights),
         ("moving average", memory.weights),
+        *([("other averages", memory.averages)] if num_averages else []),
         ("activations", memory.activations),
         ("working space", memory.working),
         ("in all", memory.peak),

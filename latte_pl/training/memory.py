@@ -26,16 +26,18 @@ class Memory:
         weights: The denoiser's parameters; gradients and moving average take the same each, AdamW's moments twice.
         activations: What the forward pass leaves to the backward pass, with weights cast to half precision.
         working: What comes on top at the highest point of the step.
+        averages: Averages of the weights beside the moving one.
     """
 
     weights: int
     activations: int
     working: int
+    averages: int = 0
 
     @property
     def peak(self) -> int:
         """The highest point of a step after the first."""
-        return 5 * self.weights + self.activations + self.working
+        return 5 * self.weights + self.averages + self.activations + self.working
 
 
 class _Live(TorchDispatchMode):
@@ -104,7 +106,9 @@ def fake_inputs(net: Latte, num_images: int, batch_size: int) -> dict[str, Any]:
     return inputs
 
 
-def count_memory(net: Latte, num_images: int = 0, batch_size: int = 1, precision: Precision = "float32") -> Memory:
+def count_memory(
+    net: Latte, num_images: int = 0, batch_size: int = 1, precision: Precision = "float32", num_averages: int = 0
+) -> Memory:
     """Count what a training step of a micro-batch holds; the model may live on the meta device.
 
     The figures are those of eager blocks on the CPU, frozen codec and libraries apart. A GPU holds less in bf16: its
@@ -115,6 +119,7 @@ def count_memory(net: Latte, num_images: int = 0, batch_size: int = 1, precision
         num_images: Images N of joint training.
         batch_size: Clips of the micro-batch.
         precision: "bf16" is the trainer's bf16-mixed: products in bf16, weights in float32.
+        num_averages: Averages that training keeps beside the moving one, see `latte_pl.training.average`.
     """
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     step = _Step(net, precision)
@@ -126,4 +131,4 @@ def count_memory(net: Latte, num_images: int = 0, batch_size: int = 1, precision
             after, during = functional_call(step, state, (inputs, live))
     # the trainer frees the old gradients between forward and backward pass, in which the new ones grow
     highest = max(during + weights, live.highest)
-    return Memory(weights, after, max(highest - weights - after, 0))
+    return Memory(weights, after, max(highest - weights - after, 0), num_averages * weights)

@@ -20,7 +20,7 @@ from latte_pl.diffusion import Diffusion, Guidance
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.streams import key, normal, run_seed, torch_stream, uniform
 from latte_pl.training import average
-from latte_pl.training.settings import Pretrained, Sampling
+from latte_pl.training.settings import Pretrained, Sampling, check_parts
 from latte_pl.types import Text, VideoBatch
 
 # Held-out losses are compared across runs, so their draws never follow the run's own seed.
@@ -75,30 +75,16 @@ class LatteModule(LightningModule):
         average_every: int = 0,
     ) -> None:
         super().__init__()
-        if net.learn_sigma != diffusion.learn_sigma:
-            raise ValueError(
-                f"model.net.learn_sigma is {net.learn_sigma} and {type(diffusion).__name__} needs "
-                f"{diffusion.learn_sigma}; set model.net.init_args.learn_sigma to {str(diffusion.learn_sigma).lower()}"
-            )
+        check_parts(net, diffusion, sampling)
         if net.in_channels != codec.channels:
             raise ValueError(
                 f"model.net.in_channels is {net.in_channels} and the codec's latents have {codec.channels} channels; "
                 f"set model.net.init_args.in_channels to {codec.channels}"
             )
-        if sampling.sampler not in diffusion.samplers:
-            raise ValueError(
-                f"model.sampling.sampler is {sampling.sampler!r}; {type(diffusion).__name__} knows "
-                f"{', '.join(diffusion.samplers)}"
-            )
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"model.ema_decay is {ema_decay}; it must lie in [0, 1)")
         if warmup_steps < 0:
             raise ValueError(f"model.warmup_steps is {warmup_steps}; it must be at least 0")
-        if net.conditioning == "none" and sampling.guidance != 1.0:
-            raise ValueError(
-                f"model.sampling.guidance is {sampling.guidance} and the model is unconditional; "
-                "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class or text"
-            )
         width = None if text_encoder is None else text_encoder.width
         if net.conditioning == "text" and net.text_dim != width:
             raise ValueError(
@@ -287,7 +273,7 @@ class LatteModule(LightningModule):
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1.0 - decay)
         average.update(self.averages, self.net, step + 1)
-        if self.average_every and (step + 1) % self.average_every == 0:
+        if self.average_every and (step + 1) % self.average_every == 0 and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             average.write_snapshot(self.averages, Path(self.trainer.default_root_dir), step + 1)
 
     def drop_window(self) -> None:

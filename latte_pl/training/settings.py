@@ -1,7 +1,10 @@
-"""Groups of settings of the training module."""
+"""Groups of settings of the training module, and what its parts ask of each other."""
 
 from dataclasses import dataclass
 from typing import Literal
+
+from latte_pl.diffusion import Diffusion
+from latte_pl.nn.denoiser import Denoiser
 
 
 @dataclass
@@ -42,3 +45,31 @@ class Pretrained:
     source: str
     labels: Literal["new", "keep", "drop"] = "new"
     temporal: Literal["copy", "identity"] = "copy"
+
+
+def check_parts(net: Denoiser, diffusion: Diffusion, sampling: Sampling) -> None:
+    """Refuse a denoiser, an objective and a sampling that do not fit together; the net may be on the meta device.
+
+    Raises:
+        ValueError: Two disagree, or the objective cannot sample so; the setting to change is named.
+    """
+    if net.learn_sigma != diffusion.learn_sigma:
+        raise ValueError(
+            f"model.net.learn_sigma is {net.learn_sigma} and {type(diffusion).__name__} needs "
+            f"{diffusion.learn_sigma}; set model.net.init_args.learn_sigma to {str(diffusion.learn_sigma).lower()}"
+        )
+    try:
+        diffusion.check(sampling.sampler, sampling.steps, sampling.eta)
+    except ValueError as error:
+        raise ValueError(f"model.sampling.{error}") from error
+    if net.conditioning == "none" and sampling.guidance != 1.0:
+        raise ValueError(
+            f"model.sampling.guidance is {sampling.guidance} and the model is unconditional; "
+            "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class or text"
+        )
+    low, high = sampling.guidance_interval
+    if sampling.guidance < 0.0 or low > high:
+        raise ValueError(
+            f"model.sampling.guidance is {sampling.guidance} in the interval [{low:g}, {high:g}]; guidance is at least "
+            "0, and the lowest timestep comes first"
+        )

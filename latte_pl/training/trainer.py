@@ -73,6 +73,9 @@ class SampleFiles(Callback):
 class LatteTrainer(Trainer):
     """Lightning's trainer with the commands of `latte` as methods; the command line reads their signatures."""
 
+    num_averages = 0
+    """Averages that training keeps beside the moving one, for the memory that `info` counts."""
+
     def validate(  # type: ignore[override]
         self, model: LatteModule, datamodule: VideoDataModule, ckpt_path: str | None = None
     ) -> None:
@@ -132,6 +135,7 @@ class LatteTrainer(Trainer):
                 f"{len(files)} snapshots make no average of length {', '.join(f'{length:g}' for length in far)}; "
                 "choose others, or train with a smaller model.average_every"
             )
+        weights.make_room(best_file)  # before all that takes time
         own = self._held_out_loss(model, datamodule)
         losses: dict[float, float] = {}
         for length in lengths:
@@ -234,7 +238,7 @@ class LatteTrainer(Trainer):
             num_images: Images of joint training appended to each clip.
         """
         half = self.precision == "bf16-mixed"
-        print(cost_table(model, num_images, batch_size, "bf16" if half else "float32"))
+        print(cost_table(model, num_images, batch_size, "bf16" if half else "float32", self.num_averages))
 
 
 def _trained(ckpt_path: str | None, command: str) -> weights.Weights:

@@ -1,6 +1,7 @@
 """Reading and writing trained weights: checkpoints of runs and safetensors files for release."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +12,11 @@ from jsonargparse import ArgumentParser
 from safetensors import safe_open
 from torch import Tensor
 
+from latte_pl.diffusion import Diffusion
 from latte_pl.nn.denoiser import Denoiser
 from latte_pl.training.checkpoints import NAME, checkpoints, write_tensors
 from latte_pl.training.module import LatteModule
+from latte_pl.training.settings import Sampling, check_parts
 
 SHIPPED = Path(__file__).parents[1] / "weights"
 
@@ -168,6 +171,20 @@ def release_file(output: str) -> Path:
     return Path(output)
 
 
+def make_room(path: Path) -> None:
+    """Make the folder of a file that is to be written later.
+
+    Raises:
+        OSError: The file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}; choose another --output") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OSError(f"cannot write {path}: it is a folder, or may not be written; choose another --output")
+
+
 def release(weights: Weights, state: dict[str, Tensor], path: Path) -> None:
     """Write a denoiser's state dict as a release file, with the configuration and the step of a run's weights."""
     config = {name: weights.config[name] for name in ("model", "data", "seed_everything") if name in weights.config}
@@ -180,6 +197,23 @@ def build_net(config: Any) -> Denoiser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(Denoiser, "net")
     return parser.instantiate_classes(parser.parse_object({"net": config})).net
+
+
+def outline(config: dict[str, Any]) -> Denoiser:
+    """Return the denoiser of a resolved configuration on the meta device; nothing is allocated, no codec is opened.
+
+    Raises:
+        ValueError: Denoiser, objective and sampling do not fit together.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Diffusion, "diffusion")
+    parser.add_class_arguments(Sampling, "sampling")
+    parts = {name: config["model"][name] for name in ("diffusion", "sampling")}
+    built = parser.instantiate_classes(parser.parse_object(parts))
+    with torch.device("meta"):
+        net = build_net(config["model"]["net"])
+    check_parts(net, built.diffusion, built.sampling)
+    return net
 
 
 def build(config: dict[str, Any]) -> LatteModule:

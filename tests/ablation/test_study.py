@@ -81,6 +81,17 @@ def test_a_dry_run_prints_commands_and_costs(tmp_path):
     assert "8 trials" in text
 
 
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_row_whose_parts_do_not_fit_is_refused_before_anything_runs(how, tmp_path, monkeypatch, capsys):
+    rows = {"uniform": {}, "slow": {"model.sampling.sampler": "ddim", "model.sampling.steps": 60}}
+    write_study(tmp_path, rows=rows)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main(["run", "study.yaml", *how])
+    assert "study, row slow: model.sampling.steps is 60" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_axes_cross(tmp_path):
     grid = {"model.net.patch_embed": ["uniform", "compression"], "model.net.temporal_position": ["absolute", "rope"]}
     changes = {"grid": grid, "baseline": "patch_embed=uniform, temporal_position=absolute", "claims": []}
@@ -204,6 +215,10 @@ MISTAKES = {
     "an unknown key": ({"colour": "red"}, "unknown colour"),
     "no baseline": ({"baseline": "none"}, "baseline 'none' is no row"),
     "a claim about nothing": ({"claims": [{"row": "late", "side": "worse"}]}, "claims about late"),
+    "a claim against nothing": (
+        {"claims": [{"row": "uniform", "side": "worse", "than": "late"}]},
+        "claims about late",
+    ),
     "an unknown side": ({"claims": [{"row": "uniform", "side": "nicer"}]}, "side is 'nicer'; choose better"),
     "an unknown status": ({"status": "sure"}, "status is 'sure'"),
     "no seeds": ({"scale": {"seeds": []}}, "seeds"),

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from latte_pl.training.average import (
     update,
     write_snapshot,
 )
+from latte_pl.training.trainer import LatteTrainer
 
 EVERY, STEPS = 10, 100
 
@@ -209,6 +211,14 @@ def test_a_run_trains_the_same_with_and_without_averages(trained, tmp_path, monk
     assert curve(trained, "val/loss") == curve(tmp_path / "runs/plain", "val/loss")
 
 
+def test_a_trial_of_the_code_keeps_no_averages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["--name=dev", "--model.average_every=1", "--trainer.fast_dev_run=2", "--samples.num_samples=1"]
+    cli.main(["fit", "-c", write_config(tmp_path), *args])
+    assert not (tmp_path / "runs/dev/averages").exists()
+    assert not (tmp_path / "runs/dev/checkpoints").exists()
+
+
 def test_the_best_length_is_measured_kept_and_usable(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cli.main(
@@ -252,6 +262,9 @@ MISTAKES = {
         "w.safetensors is no run and none of its checkpoints",
     ),
     "a length out of range": (["--run=RUN", "--lengths", "0.1", "0.5"], "length is 0.5; choose lengths in"),
+    "a length below nothing": (["--run=RUN", "--lengths", "0.1", "-0.1"], "length is -0.1; choose lengths in"),
+    "a file below a file": (["--run=RUN", "--output=w.safetensors/best.safetensors"], "choose another --output"),
+    "a folder for a file": (["--run=RUN", "--output=runs/folder.safetensors"], "it is a folder"),
     "no lengths": (["--run=RUN", "--lengths=[]"], "no lengths to try"),
     "another file": (["--run=RUN", "--output=w.pt"], "must end in .safetensors"),
     "a run without averages": (["--run=runs/plain", "--model.average_every=2"], "train with model.average_every set"),
@@ -269,6 +282,9 @@ def test_a_mistake_ends_with_one_line(mistake, trained, tmp_path, capsys, monkey
         cli.main(
             ["fit", "-c", write_config(tmp_path), "--name=plain", "--trainer.max_steps=1", "--samples.num_samples=1"]
         )
+    Path("runs/folder.safetensors").mkdir(parents=True)
+    if any("--output" in arg for arg in args):  # refused before anything is measured
+        monkeypatch.setattr(LatteTrainer, "_held_out_loss", None)
     for name in ("half", "few"):
         shutil.copytree(trained, tmp_path / "runs" / name)
     shutil.rmtree("runs/few/averages")
