@@ -35,7 +35,7 @@ TEXT = [
 DEV = [
     *TEXT,
     "pytest>=8",
-    "pytest-xdist>=3.6",  # two cores, half the time
+    "pytest-xdist>=3.7",  # two cores, half the time
     "pytest-timeout>=2.3",  # a hanging process test fails instead of holding the suite
     "nbmake>=1.5",  # runs the notebooks as tests
     "ipykernel>=6",

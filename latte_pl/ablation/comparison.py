@@ -162,9 +162,10 @@ class Comparison:
                     )
                     raise ValueError(f"{self.study.name}: one table cannot mix {name} ({pairs})")
 
-    def other_objective(self, row: str) -> str | None:
-        """Return the name of a row's objective where its loss is of another kind than the baseline's."""
-        own, base = (next((r["held_out"] for r in self.results[name].values()), None) for name in (row, self.baseline))
+    def other_objective(self, row: str, than: str = "") -> str | None:
+        """Return the name of a row's objective where its loss is of another kind than the baseline's, or ``than``'s."""
+        names = (row, than or self.baseline)
+        own, base = (next((r["held_out"] for r in self.results[name].values()), None) for name in names)
         return None if own is None or base is None or own["hash"] == base["hash"] else own.get("objective")
 
     def values(self, row: str, reading: Reading) -> dict[int, float]:
@@ -176,19 +177,19 @@ class Comparison:
         """Return a row's mean over seeds."""
         return estimate(list(self.values(row, reading).values()))
 
-    def difference(self, row: str, reading: Reading) -> Estimate | None:
-        """Return a row's paired difference to the baseline; None where the losses are of two objectives."""
-        if reading is not distance and self.other_objective(row):
+    def difference(self, row: str, reading: Reading, than: str = "") -> Estimate | None:
+        """Return a row's paired difference to the baseline, or to ``than``; None where the losses are of two kinds."""
+        if reading is not distance and self.other_objective(row, than):
             return None
-        return paired(self.values(row, reading), self.values(self.baseline, reading))
+        return paired(self.values(row, reading), self.values(than or self.baseline, reading))
 
-    def narrowing(self, row: str, early: Reading, late: Reading) -> Estimate | None:
-        """Return by how much a row's distance to the baseline shrinks from an early to a late reading, seed by seed."""
-        if self.other_objective(row):
+    def narrowing(self, row: str, early: Reading, late: Reading, than: str = "") -> Estimate | None:
+        """Return by how much a row's distance to another shrinks from an early to a late reading, seed by seed."""
+        if self.other_objective(row, than):
             return None
         gaps = []
         for reading in (early, late):
-            own, base = self.values(row, reading), self.values(self.baseline, reading)
+            own, base = self.values(row, reading), self.values(than or self.baseline, reading)
             gaps.append({seed: abs(own[seed] - base[seed]) for seed in own.keys() & base.keys()})
         return paired(*gaps)
 
@@ -215,18 +216,18 @@ class Comparison:
     def decide(self, claim: Claim) -> dict[str, tuple[Estimate | None, Verdict]]:
         """Return each measure's estimate and verdict on a claim; early points have the held-out loss alone."""
         if claim.side == "narrows":
-            shrinks = self.narrowing(claim.row, loss_at(claim.at), loss)
+            shrinks = self.narrowing(claim.row, loss_at(claim.at), loss, claim.than)
             return {LOSS: (shrinks, verdict(shrinks, claim.side))}
         if claim.at < 1.0:
-            early = self.difference(claim.row, loss_at(claim.at))
+            early = self.difference(claim.row, loss_at(claim.at), claim.than)
             return {LOSS: (early, verdict(early, claim.side))}
         known = {name: reading for name, reading in MEASURES.items() if self.measured(name)}
-        found = {name: self.difference(claim.row, reading) for name, reading in known.items()}
+        found = {name: self.difference(claim.row, reading, claim.than) for name, reading in known.items()}
         return {name: (difference, verdict(difference, claim.side)) for name, difference in found.items()}
 
     def claims(self) -> list[Claim]:
         """Return the claims about rows of this scale."""
-        return [claim for claim in self.study.claims if claim.row in self.results]
+        return [c for c in self.study.claims if c.row in self.results and (c.than or c.row) in self.results]
 
     def table(self) -> pd.DataFrame:
         """Return a line a row: means, half widths of 95 % intervals, paired differences, costs."""

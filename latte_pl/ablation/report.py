@@ -115,11 +115,11 @@ def verdict_lines(comparison: Comparison) -> list[tuple[str, str]]:
     for claim in comparison.claims():
         answers = []
         for measure, (difference, verdict) in comparison.decide(claim).items():
-            digits, other = (4, comparison.other_objective(claim.row)) if measure == LOSS else (1, None)
+            digits, other = (4, comparison.other_objective(claim.row, claim.than)) if measure == LOSS else (1, None)
             why = f"the loss of {other} is of another kind" if other else "no pair of finished trials"
             answers.append(f"{measure}: **{verdict}** ({_signed(difference, digits) or why})")
         when = f" after {claim.at:.0%} of training" if claim.at < 1.0 else ""
-        about = f"{claim.row}: {claim.text or claim.side}"
+        about = f"{claim.row}{f' against {claim.than}' if claim.than else ''}: {claim.text or claim.side}"
         lines.append(
             (
                 f"{about}{when if claim.side != 'narrows' else f' (from {claim.at:.0%} of training to its end)'}",

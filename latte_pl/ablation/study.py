@@ -19,15 +19,17 @@ class Claim:
 
     Attributes:
         row: The row that it is about.
-        side: "better" or "worse" than the baseline; "narrows": the distance to the baseline shrinks in training.
+        side: "better" or "worse" than the other row; "narrows": the distance to that row shrinks in training.
         at: Share of the training at which it holds; for "narrows" the early point that the end is compared with.
         text: The statement in words.
+        than: The other row; empty for the baseline.
     """
 
     row: str
     side: Side
     at: float = 1.0
     text: str = ""
+    than: str = ""
 
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
@@ -175,7 +177,7 @@ def _build(name: str, data: Any) -> Study:
         scales[scale] = Scale(**{"overrides": {}} | settings | {"name": scale, "rows": other})
     claims = [Claim(**claim) for claim in data.get("claims") or []]
     every = set(rows).union(*(scale.rows or {} for scale in scales.values()))
-    if strays := [claim.row for claim in claims if claim.row not in every]:
+    if strays := [row for claim in claims for row in (claim.row, claim.than) if row and row not in every]:
         raise ValueError(f"claims about {', '.join(strays)}, which no scale trains; the rows are {', '.join(every)}")
     if len(data.get("rows") or {}) + len(_grid(data.get("grid"))) > len(rows):
         raise ValueError("rows and grid name the same row")

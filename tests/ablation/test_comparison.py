@@ -83,6 +83,32 @@ def test_a_claim_is_judged_by_its_side(finished):
     assert early.mean == pytest.approx(1.75 * 0.06)
 
 
+def test_a_claim_may_be_about_two_rows_that_are_no_baseline(tmp_path):
+    rows = {"uniform": {}, "narrow": {"model.net.mlp_ratio": 2.0}, "flow": FLOW, "slow flow": FLOW | {"model.lr": 0.02}}
+    claims = [
+        {"row": "narrow", "side": "worse"},
+        {"row": "slow flow", "side": "better", "than": "flow", "text": "slow is better"},
+        {"row": "slow flow", "side": "better", "than": "narrow"},
+    ]
+    study, trials = study_in(tmp_path, rows=rows, claims=claims, **SEEDS)
+    losses = {"uniform": 0.5, "narrow": 0.4, "flow": 0.3, "slow flow": 0.2}
+    for trial in trials:
+        fabricate(trial, losses[trial.row] + 0.01 * trial.seed)
+        if "flow" in trial.row:
+            result = json.loads(trial.result.read_text())
+            result["held_out"] |= {"hash": "a" * 64, "objective": "RectifiedFlow"}
+            trial.result.write_text(json.dumps(result))
+    comparison = Comparison.load(study, "proxy", tmp_path / "runs/ablations")
+    worse, better, other = (comparison.decide(claim)[LOSS] for claim in comparison.claims())
+    assert worse[1] == "disagrees"
+    assert better[1] == "agrees"
+    assert better[0].mean == pytest.approx(-0.1)
+    assert other == (None, "not measured")
+    text = markdown(comparison)
+    assert "- slow flow against flow: slow is better. held-out loss: **agrees** (-0.1000" in text
+    assert "- slow flow against narrow: better. held-out loss: **not measured** (the loss of RectifiedFlow" in text
+
+
 @pytest.mark.parametrize(("late", "answer"), [(0.01, "agrees"), (0.5, "disagrees")])
 def test_a_difference_that_narrows_is_seen(late, answer, tmp_path):
     study, trials = study_in(tmp_path, claims=[{"row": "compression", "side": "narrows", "at": 0.25}], **SEEDS)
