@@ -6,7 +6,8 @@
 Spatial layers have (B F, H, S, d), temporal ones (B, S H, F, d) with space folded into the heads, or (B S, H, F, d)
 folded into the batch, as the official code has it, with the copies that this takes. Each kernel gets the queries, keys
 and values that the layer has, in the layout it has them in, and gives what the layer goes on with, (B, F, S, D). A
-kernel that a device does not have, or whose grid is too small, has no figure. All agree before any is timed.
+kernel that a device does not have, or whose grid is too small for `--batch` clips, has no figure. All agree before any
+is timed.
 """
 
 import argparse
@@ -101,7 +102,11 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int
         for name, kernel in KERNELS.items():
             try:
                 made = step(layer, kernel, tensors, weight)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
+                if device != "cpu":
+                    torch.cuda.synchronize()  # a broken context ends the run here
                 print(f"{layer}, {name}: {str(error).splitlines()[0]}")
                 continue
             kind = layer.split(",")[0]
@@ -138,7 +143,8 @@ def main() -> None:
         f"Hardware: {options.hardware or platform.processor()}, {torch.get_num_threads()} threads. "
         f"Python {platform.python_version()}, torch {torch.__version__}. Commit {git_commit()[:7]}.",
         f"Command: `python benchmarks/attention.py --sizes {' '.join(options.sizes)} --batch {options.batch} "
-        f"--frames {options.frames} --tokens {options.tokens} --rounds {options.rounds} --device {options.device}`.",
+        f"--frames {options.frames} --tokens {options.tokens} --rounds {options.rounds} --device {options.device} "
+        f"--threads {torch.get_num_threads()}`.",
         "",
         f"Forward and backward pass of one layer's attention, without its projections, on {options.batch} clips of "
         f"{options.frames} x {options.tokens} tokens.",

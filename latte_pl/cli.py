@@ -62,9 +62,9 @@ class Parser(LightningArgumentParser):
     @staticmethod
     def wording(message: str) -> str:
         """Return what a message says, as one line."""
-        noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type:", "- Expected a path but")
+        noise = r"Does not validate|Subtypes:|Errors:|Given value( type|: Namespace)|- Expected a (path|.*NoneT)"
         lines = [line.strip() for line in str(message).splitlines()]
-        text = " ".join(line.removeprefix("- ") for line in lines if line and not line.startswith(noise))
+        text = " ".join(" ".join(line.removeprefix("- ") for line in lines if not re.match(noise, line)).split())
         text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.Literal", "").replace("NoneType", "none")
         return f"{text} (the settings: latte COMMAND --help)" if "not accepted" in text else text
 
@@ -136,16 +136,16 @@ class LatteCLI(LightningCLI):
         if self.subcommand != "info":
             super().instantiate_classes()
             return
+        self.config_init, self.datamodule, info = self.config, None, self.config.info
         with torch.device("meta"):
-            self.model = weights.build_net(self.config.info.model.net)
-        self.datamodule = None
+            self.model = weights.build_net(info.model.net)
         # float16 holds what bfloat16 holds, but is refused without a GPU
-        half = "16" in str(self.config.info.trainer.precision)
-        self.trainer = LatteTrainer(
-            logger=False, enable_checkpointing=False, accelerator="cpu", precision="bf16-mixed" if half else None
-        )
-        self.trainer.num_averages = len(LENGTHS) if self.config.info.model.average_every else 0
-        self.config_init = self.config
+        half: Any = "bf16-mixed" if "16" in str(info.trainer.precision) else None
+        self.trainer = LatteTrainer(logger=False, enable_checkpointing=False, accelerator="cpu", precision=half)
+        if info.num_images is None:
+            info.num_images = info.data.init_args.num_images
+        if info.num_averages is None:
+            info.num_averages = len(LENGTHS) if info.model.average_every else 0
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer of a named run."""
@@ -393,7 +393,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, MisconfigurationException) as error:
         if os.environ.get("LATTE_TRACEBACK"):
             raise
-        fail(" ".join(str(error).split()))
+        fail(Parser.wording(str(error)))
 
 
 if __name__ == "__main__":

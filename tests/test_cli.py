@@ -278,6 +278,21 @@ MISTAKES = {
         ["fit", "-c", "tiny.yaml", "--model.sampling.guidance_interval=[800, 200]"],
         r"\[800, 200\]; .*lowest timestep comes first",
     ),
+    "an interval in shares": (
+        ["fit", "-c", "tiny.yaml", "--model.sampling.guidance_interval=[0.2, 0.8]"],
+        r"timesteps go from 0 to 1000, not to 1$",
+    ),
+    "no held-out clips": (["fit", "-c", "tiny.yaml", "--data.val_clips=-1"], r"error: data.val_clips is -1; [\w ]+$"),
+    "no batch": (["fit", "-c", "tiny.yaml", "--data.global_batch_size=0"], r"global_batch_size is 0; [\w ]+ 1$"),
+    "half a release file": (
+        ["predict", "--ckpt_path=half.safetensors"],
+        r"half.safetensors is not a whole safetensors",
+    ),
+    "half an image model": (
+        ["fit", "-c", "tiny.yaml", "--name=half", "--model.pretrained.source=half.safetensors"],
+        r"half.safetensors is not a whole safetensors",
+    ),
+    "a memory of no clips": (["info", "-c", "tiny.yaml", "--batch_size=0"], r"batch_size is 0"),
     "a negative rate": (["fit", "-c", "tiny.yaml", "--model.lr=-1"], r"model.lr is -1"),
     "a clip longer than its video": (["fit", "-c", "tiny.yaml", "--data.interval=9"], r"28 source frames"),
     "no checkpoint given": (["predict", "-c", "tiny.yaml"], r"--ckpt_path"),
@@ -305,6 +320,7 @@ def test_a_mistake_ends_with_one_line(mistake, trained, capsys, monkeypatch):
     Path("wrong.yaml").write_text("model: {colour: red}\n")
     if not Path("w.safetensors").exists():
         cli.main(["export", "runs/six", "w.safetensors"])
+    Path("half.safetensors").write_bytes(Path("w.safetensors").read_bytes()[:5000])
     args, said = MISTAKES[mistake]
     line = refused(capsys, *args)
     assert line.startswith("latte: error: ")

@@ -195,10 +195,12 @@ def test_a_run_from_the_cache_is_the_run_from_the_videos(at_home: Path, capsys: 
     assert files["blocks.0.cross_attn.proj.weight"].any()
 
 
+LONGER = ["--model.text_encoder.length=9", "--model.net.text_length=9"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no captions": (["fit", "-c", "shapes.yaml", "--data.captions=false"], r"set data.captions to true"),
-    "no encoder": (["fit", "-c", "shapes.yaml", "--model.text_encoder=null"], r"width of model.text_encoder is None"),
-    "another width": (["fit", "-c", "shapes.yaml", "--model.net.text_dim=5"], r"text_dim is 5 .*text_encoder is 12"),
+    "no encoder": (["fit", "-c", "shapes.yaml", "--model.text_encoder=null"], r"set model.text_encoder$"),
+    "another width": (["fit", "-c", "shapes.yaml", "--model.net.text_dim=5"], r"text_dim 5 .*text_encoder width 12"),
+    "another length": (["fit", "-c", "shapes.yaml", "--model.net.text_length=5"], r"text_length 5, .* and length 8"),
     "an encoder that is not there": (
         ["fit", "-c", "shapes.yaml", "--model.text_encoder.source=nowhere"],
         r"'nowhere' is no folder; give a folder, or a hub name",
@@ -210,7 +212,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "prompts for classes": (["predict", "--ckpt_path=shapes", "--prompts=prompts.txt"], r"reads no captions"),
     "labels for captions": (["predict", "--ckpt_path=runs/shapes", "--labels=[up]"], r"no classes; leave out labels"),
     "a cache of another encoder": (
-        ["fit", "-c", "folder.yaml", "--name=l", "--data.latents=captioned", "--model.text_encoder.length=9"],
+        ["fit", "-c", "folder.yaml", "--name=l", "--data.latents=captioned", *LONGER],
         r"text = t5-\w+, this run has t5-\w+",
     ),
     "a cache without captions": (

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from latte_pl.ablation.study import Study, find, read, shipped
 from latte_pl.ablation.trial import Trial
-from latte_pl.cli import quiet
+from latte_pl.cli import Parser, quiet
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:  # submitit's are RuntimeErrors
         if os.environ.get("LATTE_TRACEBACK"):
             raise
-        print(f"latte-ablate: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"latte-ablate: error: {Parser.wording(str(error))}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0 if done else 1)
 
@@ -81,7 +81,7 @@ def _studies(names: Sequence[str], scale: str | None = None) -> list[Study]:
 def list_studies(options: argparse.Namespace) -> bool:
     """Print the studies."""
     for study in _studies(["all"]):
-        rows = ", ".join(study.rows) or ", ".join(next(iter(study.scales.values())).rows or {})
+        rows = " | ".join(study.rows) or " | ".join(next(iter(study.scales.values())).rows or {})
         print(f"{study.name}\n  {study.question}\n  paper ({study.status}): {study.conclusion}\n  rows: {rows}")
         for scale in study.scales.values():
             print(f"  {scale.name}: {scale.clips:,} clips a row, seeds {', '.join(map(str, scale.seeds))}")

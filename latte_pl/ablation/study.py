@@ -15,7 +15,7 @@ Overrides = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One statement of the paper about a row, as something that an interval can decide.
+    """One statement about a row, the paper's or that of the row's own source, as something that an interval can decide.
 
     Attributes:
         row: The row that it is about.
@@ -34,6 +34,8 @@ class Claim:
     def __post_init__(self) -> None:
         if self.side not in get_args(Side):
             raise ValueError(f"a claim's side is {self.side!r}; choose {', '.join(get_args(Side))}")
+        if self.than == self.row:
+            raise ValueError(f"a claim compares {self.row!r} with itself; name another row in than, or none")
         if not 0.0 < self.at <= 1.0 or (self.side == "narrows" and self.at == 1.0):
             raise ValueError(f"a claim's at is {self.at}; it is a share of training in (0, 1], below 1 for 'narrows'")
 

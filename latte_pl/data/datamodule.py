@@ -54,6 +54,7 @@ class VideoDataModule(LightningDataModule):
         for name, value, least in (
             ("num_frames", num_frames, 1),
             ("interval", interval, 1),
+            ("global_batch_size", global_batch_size, 1),
             ("num_images", num_images, 0),
             ("val_clips", val_clips, 1),
             ("num_workers", num_workers, 0),

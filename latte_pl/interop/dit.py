@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -70,7 +69,7 @@ class Transfer:
             f"{row.part:<{width}}  {row.fate:<8}  {row.num_parameters:>12,}  {row.note}".rstrip() for row in self.rows
         ]
         taken, new = self.count("copied", "repeated"), self.count("new")
-        return "\n".join([*lines, f"{taken:,} of {taken + new:,} parameters start from the DiT"])
+        return "\n".join([*lines, f"{taken:,} of {taken + new:,} parameters start from it"])
 
 
 class ImageModel(NamedTuple):
@@ -187,7 +186,7 @@ def read_dit(source: str | Path | Mapping[str, Any], net: Latte) -> ImageModel:
         path = Path(source)
         if path.suffix == ".pt" and path.is_file():
             content = _torch(path)
-        elif path.suffix == ".safetensors" and path.is_file() and not _has_config(path):
+        elif path.suffix == ".safetensors" and path.is_file() and "config" not in weights.metadata(path):
             content = load_file(path)
         else:
             return _own(path, net)
@@ -325,7 +324,7 @@ def _check(net: Latte, image: ImageModel, labels: Labels, temporal: Temporal) ->
     if labels == "keep" and len(state.get(LABEL_TABLE, ())) != net.num_classes + 1:
         rows = len(state.get(LABEL_TABLE, ()))
         raise ValueError(
-            f"the DiT's label table has {rows} rows and the model's {net.num_classes + 1} (num_classes and the null "
+            f"the source's label table has {rows} rows and the model's {net.num_classes + 1} (num_classes and the null "
             'class): take labels="new"'
         )
     if "pos_embed" in state:
@@ -354,14 +353,14 @@ def _dropped(image: ImageModel, taken: set[str], labels: Labels) -> list[Row]:
     rows = []
     if blocks := {name: count for name, count in rest.items() if name.startswith("blocks.")}:
         numbers = sorted({int(name.split(".")[1]) for name in blocks})
-        rows.append(Row("the DiT's blocks", "dropped", sum(blocks.values()), ", ".join(map(str, numbers))))
+        rows.append(Row("source's blocks", "dropped", sum(blocks.values()), ", ".join(map(str, numbers))))
     notes = {
         LABEL_TABLE: "its null class is added to the timestep embedding" if labels == "drop" else "",
         "pos_embed": "the model computes the same code",
     }
     for name in sorted(rest.keys() - blocks.keys()):
         part = re.sub(r"\.weight$", "", name)
-        rows.append(Row(f"the DiT's {part}", "dropped", rest[name], notes.get(name, "")))
+        rows.append(Row(f"source's {part}", "dropped", rest[name], notes.get(name, "")))
     return rows
 
 
@@ -391,9 +390,3 @@ def _own(path: Path, net: Latte) -> ImageModel:
     size = arguments.get("size")
     recipe = {name: arguments.get(name, value) for name, value in RECIPE.items()}
     return ImageModel(read.ema, arguments.get("num_heads") or SIZES[size][2], recipe, variant)
-
-
-def _has_config(path: Path) -> bool:
-    """Tell whether a safetensors file is one of `latte export`."""
-    with safe_open(path, framework="pt") as file:
-        return "config" in (file.metadata() or {})

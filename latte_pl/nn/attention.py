@@ -13,7 +13,7 @@ GRID, REACH, TILE = 65_535, 2**31 - 1, 128
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attend by PyTorch's fused kernel, in as many calls as the kernels of a GPU need; any N.
+    """Attend by PyTorch's fused kernel, in as many calls as the kernels of a GPU need.
 
     In half precision on the CPU by plain products: the fused kernel's backward pass is up to ten times slower there.
 
@@ -33,8 +33,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     for dim, size, each in ((1, heads, head), (0, batch, head * heads)):
         parts = -(-size // min(GRID, REACH // each))
         if parts > 1:
-            masks = [mask] * parts if mask is None or mask.shape[dim] == 1 else mask.tensor_split(parts, dim)
-            pieces = zip(*(tensor.tensor_split(parts, dim) for tensor in (query, key, value)), masks)
+            most = -(-size // parts)  # `split`, whose backward pass makes one gradient, not one a piece
+            masks = [mask] * parts if mask is None or mask.shape[dim] == 1 else mask.split(most, dim)
+            pieces = zip(*(tensor.split(most, dim) for tensor in (query, key, value)), masks)
             return torch.cat([attend(*piece) for piece in pieces], dim)
     return F.scaled_dot_product_attention(query, key, value, mask)
 

@@ -27,6 +27,8 @@ class Denoiser(nn.Module, ABC):
     num_classes: int
     text_dim: int
     """E, width of the captions' embeddings; 0 without."""
+    text_length: int
+    """L, tokens of a caption; 0 without."""
     class_dropout: float
     """Rate at which the caller drops the condition in training."""
     blocks: Iterable[nn.Module]

@@ -144,5 +144,6 @@ class FitReport(Callback):
         """Print the folder's contents and the command that shows the curves."""
         if trainer.is_global_zero:  # trainer.log_dir is a collective call, not to be made on one rank alone
             folder = Path(trainer.default_root_dir)
-            print(f"\ncheckpoints  {folder / 'checkpoints'}\nsamples      {folder / 'samples'}")
+            kept = "none of a trial run" if trainer.fast_dev_run else folder / "checkpoints"  # type: ignore[attr-defined]
+            print(f"\ncheckpoints  {kept}\nsamples      {folder / 'samples'}")
             print(f"curves       tensorboard --logdir {folder.parent}")

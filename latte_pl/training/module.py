@@ -85,12 +85,14 @@ class LatteModule(LightningModule):
             raise ValueError(f"model.ema_decay is {ema_decay}; it must lie in [0, 1)")
         if warmup_steps < 0:
             raise ValueError(f"model.warmup_steps is {warmup_steps}; it must be at least 0")
-        width = None if text_encoder is None else text_encoder.width
-        if net.conditioning == "text" and net.text_dim != width:
-            raise ValueError(
-                f"model.net.text_dim is {net.text_dim} and the width of model.text_encoder is {width}; set a text "
-                "encoder, and model.net.init_args.text_dim to its width"
-            )
+        if net.conditioning == "text":
+            if text_encoder is None:
+                raise ValueError("the model is text-conditional; set model.text_encoder")
+            if (net.text_dim, net.text_length) != (text_encoder.width, text_encoder.length):
+                raise ValueError(
+                    f"model.net has text_dim {net.text_dim} and text_length {net.text_length}, model.text_encoder "
+                    f"width {text_encoder.width} and length {text_encoder.length}; set both alike"
+                )
         if average_every < 0:
             raise ValueError(f"model.average_every is {average_every}; it must be at least 0")
         if lr <= 0.0:

@@ -58,7 +58,7 @@ def check_parts(net: Denoiser, diffusion: Diffusion, sampling: Sampling) -> None
             f"model.net.learn_sigma is {net.learn_sigma} and {type(diffusion).__name__} needs "
             f"{diffusion.learn_sigma}; set model.net.init_args.learn_sigma to {str(diffusion.learn_sigma).lower()}"
         )
-    try:
+    try:  # its messages begin with the setting's name
         diffusion.check(sampling.sampler, sampling.steps, sampling.eta)
     except ValueError as error:
         raise ValueError(f"model.sampling.{error}") from error
@@ -68,6 +68,10 @@ def check_parts(net: Denoiser, diffusion: Diffusion, sampling: Sampling) -> None
             "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class or text"
         )
     low, high = sampling.guidance_interval
+    if high <= 1.0 < 1000.0 * high:
+        raise ValueError(
+            f"model.sampling.guidance_interval is [{low:g}, {high:g}]; timesteps go from 0 to 1000, not to 1"
+        )
     if sampling.guidance < 0.0 or low > high:
         raise ValueError(
             f"model.sampling.guidance is {sampling.guidance} in the interval [{low:g}, {high:g}]; guidance is at least "

@@ -73,9 +73,6 @@ class SampleFiles(Callback):
 class LatteTrainer(Trainer):
     """Lightning's trainer with the commands of `latte` as methods; the command line reads their signatures."""
 
-    num_averages = 0
-    """Averages that training keeps beside the moving one, for the memory that `info` counts."""
-
     def validate(  # type: ignore[override]
         self, model: LatteModule, datamodule: VideoDataModule, ckpt_path: str | None = None
     ) -> None:
@@ -228,17 +225,30 @@ class LatteTrainer(Trainer):
         name = str(weights.find(str(ckpt_path)))
         return measure(self, model, datamodule, name, protocol, extractor_path, batch_size, folder)
 
-    def info(self, model: Latte, datamodule: None = None, batch_size: int = 1, num_images: int = 0) -> None:
+    def info(
+        self,
+        model: Latte,
+        datamodule: None = None,
+        batch_size: int = 1,
+        num_images: int | None = None,
+        num_averages: int | None = None,
+    ) -> None:
         """Print parameters, FLOPs a clip and the memory of a training step, by part; nothing is allocated.
 
         The memory is that of `trainer.precision`.
 
         Args:
             batch_size: Clips a device holds at once, for the memory.
-            num_images: Images of joint training appended to each clip.
+            num_images: Images of joint training appended to each clip; default `data.num_images`.
+            num_averages: Averages of the weights beside the moving one; default those of `model.average_every`.
         """
+        counts = {"num_images": num_images or 0, "num_averages": num_averages or 0}
+        if batch_size < 1 or min(counts.values()) < 0:
+            raise ValueError(
+                f"batch_size is {batch_size}, {counts}; at least 1 clip, and no fewer than 0 of the others"
+            )
         half = self.precision == "bf16-mixed"
-        print(cost_table(model, num_images, batch_size, "bf16" if half else "float32", self.num_averages))
+        print(cost_table(model, batch_size=batch_size, precision="bf16" if half else "float32", **counts))
 
 
 def _trained(ckpt_path: str | None, command: str) -> weights.Weights:

@@ -1,5 +1,6 @@
 """Reading and writing trained weights: checkpoints of runs and safetensors files for release."""
 
+import argparse
 import json
 import os
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from typing import Any, Literal
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from latte_pl.diffusion import Diffusion
@@ -94,15 +96,13 @@ def read(path: str | Path) -> Weights:
     """
     path = find(path)
     if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 -- not a dict
-        if "config" not in metadata:
+        if "config" not in (kept := metadata(path)):
             raise ValueError(f"{path} carries no configuration; it was not written by `latte export`")
-        about = json.loads(metadata["config"])
+        state, about = {name: value.float() for name, value in load_file(path).items()}, json.loads(kept["config"])
         return Weights(state, state, about["config"], about["class_names"], about["step"])
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the official code keeps its arguments in one
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         official = "state_dict" not in checkpoint and bool({"ema", "model", "pos_embed"} & checkpoint.keys())
         state, config = (checkpoint, {}) if official else (checkpoint["state_dict"], checkpoint["config"])
     except Exception as error:  # torch.load raises anything from EOFError to UnpicklingError
@@ -114,6 +114,19 @@ def read(path: str | Path) -> Weights:
     raw = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
     ema = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
     return Weights(ema, raw, config, checkpoint["class_names"], checkpoint["global_step"])
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself.
+
+    Raises:
+        ValueError: It is not a whole one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 
 def _official(path: Path, checkpoint: dict[str, Any]) -> Weights:
@@ -155,6 +168,7 @@ def export(ckpt_path: str, output: str, dtype: Literal["float32", "float16", "bf
         ValueError: When the file's name has another ending.
     """
     path = release_file(output)
+    make_room(path)
     weights = read(ckpt_path)
     release(weights, {name: value.to(getattr(torch, dtype)) for name, value in weights.ema.items()}, path)
     print(f"{output}: {Path(output).stat().st_size / 1e6:.1f} MB")
@@ -180,9 +194,9 @@ def make_room(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error}; choose another --output") from error
+        raise OSError(f"cannot write {path}: {error}; choose another output") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OSError(f"cannot write {path}: it is a folder, or may not be written; choose another --output")
+        raise OSError(f"cannot write {path}: it is a folder, or may not be written; choose another output")
 
 
 def release(weights: Weights, state: dict[str, Tensor], path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from latte_pl.ablation.comparison import Comparison
-from latte_pl.ablation.report import markdown
+from latte_pl.ablation.report import markdown, verdict_lines
 from latte_pl.ablation.study import read
 
 FOLDER = Path(__file__).parents[2] / "ablations"
@@ -27,7 +27,10 @@ def test_the_committed_table_is_that_of_the_committed_results(comparison):
     text = markdown(comparison)
     assert (RESULTS / "reports/proxy" / f"{comparison.study.name}.md").read_text(encoding="utf-8") == text
     table = text[text.index("| row") : text.index("\n\n", text.index("| row"))]
-    assert table in (FOLDER / "README.md").read_text(encoding="utf-8")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert table in readme
+    for claim, answer in verdict_lines(comparison):
+        assert f"- {claim}. {answer}\n" in readme
 
 
 def test_results_were_measured_on_a_clean_commit(comparison):

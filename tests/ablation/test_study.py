@@ -219,6 +219,10 @@ MISTAKES = {
         {"claims": [{"row": "uniform", "side": "worse", "than": "late"}]},
         "claims about late",
     ),
+    "a claim against itself": (
+        {"claims": [{"row": "uniform", "side": "worse", "than": "uniform"}]},
+        "compares 'uniform' with itself",
+    ),
     "an unknown side": ({"claims": [{"row": "uniform", "side": "nicer"}]}, "side is 'nicer'; choose better"),
     "an unknown status": ({"status": "sure"}, "status is 'sure'"),
     "no seeds": ({"scale": {"seeds": []}}, "seeds"),

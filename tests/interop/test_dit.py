@@ -272,8 +272,8 @@ def test_the_table_says_what_became_of_each_part():
     block = 18 * WIDTH**2 + 15 * WIDTH
     assert ("spatial blocks", "copied", 2 * block, "of blocks 0, 2") in rows
     assert ("temporal blocks", "new", 2 * block, "") in rows
-    assert ("the DiT's blocks", "dropped", 2 * block, "1, 3") in rows
-    assert ("the DiT's pos_embed", "dropped", 6 * WIDTH, "the model computes the same code") in rows
+    assert ("source's blocks", "dropped", 2 * block, "1, 3") in rows
+    assert ("source's pos_embed", "dropped", 6 * WIDTH, "the model computes the same code") in rows
     rows = [tuple(row)[:2] for row in load_dit(latte(depth=8), dit_state(), labels="keep").rows]
     assert ("spatial blocks", "copied") in rows
     assert ("temporal blocks", "repeated") in rows

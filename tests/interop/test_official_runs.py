@@ -1,12 +1,31 @@
 """Files of the official code straight into the commands."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
 
 from latte_pl import cli
 from latte_pl.interop import export_official, with_ucf101_order
+from latte_pl.metrics.record import Record
 from latte_pl.nn import Latte
 from latte_pl.training import weights
+
+FEW = """
+metrics: [embedded_video_distance]
+split: val
+num_frames: 2
+view: first
+num_real: 9
+real_seed: 0
+extractor: shapes_r3d
+num_generated: 8
+generated_interval: 1
+weights: ema
+seed: 0
+folds: 4
+"""
 
 
 def official(num_classes, seed=0):
@@ -35,6 +54,26 @@ def test_predict_takes_it_and_samples_as_the_module_does(file, capsys):
     cli.main(["predict", f"--ckpt_path={file}", *few, "--num_samples=1", "--labels=[7]", "--trainer.accelerator=cpu"])
     assert "1 samples" in capsys.readouterr().out
     assert (file.parent / "runs/latte/predict/0000_7.gif").is_file()
+
+
+def test_test_measures_it_under_a_protocol(file):
+    """The drawn data of eight classes stand in for UCF101, which would have to be downloaded."""
+    torch.save({"ema": export_official(official(8))}, file)
+    data = ["--data=latte_pl.data.Shapes", "--data.num_frames=2", "--data.size=32", "--trainer.accelerator=cpu"]
+    data += ["--model.codec.init_args.source=embedded", "--model.sampling={sampler: ddim, steps: 2}"]
+    Path("few.yaml").write_text(FEW)
+    cli.main(["test", *data, f"--ckpt_path={file}", "--protocol=few.yaml", "--output=scores"])
+    (path,) = Path("scores").glob("*.json")
+    record = Record.read(path)
+    assert record.model == str(file)
+    (score,) = record.scores.values()
+    assert score.value > 0
+
+
+def test_arguments_of_the_official_training_beside_the_weights_are_read_past(file):
+    content = torch.load(file, weights_only=True)
+    torch.save(content | {"args": argparse.Namespace(model="Latte-S/2"), "opt": {"state": {}}}, file)
+    assert weights.read(file).ema.keys() == official(101).state_dict().keys()
 
 
 def test_both_sets_of_weights_are_read(file):

@@ -263,7 +263,7 @@ MISTAKES = {
     ),
     "a length out of range": (["--run=RUN", "--lengths", "0.1", "0.5"], "length is 0.5; choose lengths in"),
     "a length below nothing": (["--run=RUN", "--lengths", "0.1", "-0.1"], "length is -0.1; choose lengths in"),
-    "a file below a file": (["--run=RUN", "--output=w.safetensors/best.safetensors"], "choose another --output"),
+    "a file below a file": (["--run=RUN", "--output=w.safetensors/best.safetensors"], "choose another output"),
     "a folder for a file": (["--run=RUN", "--output=runs/folder.safetensors"], "it is a folder"),
     "no lengths": (["--run=RUN", "--lengths=[]"], "no lengths to try"),
     "another file": (["--run=RUN", "--output=w.pt"], "must end in .safetensors"),

@@ -1,5 +1,7 @@
 """Image-video joint training end to end, by the shipped overlay."""
 
+import re
+
 import fake_videos
 import pytest
 import torch
@@ -54,8 +56,13 @@ def test_on_cached_latents(place):
 
 @pytest.mark.parametrize("overlay", ["model/tiny.yaml", "model/s.yaml"])
 def test_the_overlay_composes(overlay, capsys):
-    cli.main(["info", "-c", "data/shapes.yaml", "-c", overlay, "-c", "experiment/joint.yaml"])
-    assert "spatial attention" in capsys.readouterr().out
+    def gigaflops(*more):
+        cli.main(["info", "-c", "data/shapes.yaml", "-c", overlay, *more])
+        return float(re.search(r"^forward .* ([\d.,]+)$", capsys.readouterr().out, re.MULTILINE)[1].replace(",", ""))
+
+    joint = gigaflops("-c", "experiment/joint.yaml")
+    assert joint == gigaflops("--num_images=8")
+    assert joint > 1.4 * gigaflops()  # 8 images beside the 8 frames of a clip, which temporal layers do not see
 
 
 def test_labels_of_a_clip_and_its_images_are_dropped_apart(place):

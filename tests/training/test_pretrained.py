@@ -131,7 +131,7 @@ def test_the_shipped_overlays_train_an_image_model_and_start_from_it(tmp_path, m
         cli.main(["fit", "-c", "data/shapes.yaml", "-c", "model/tiny.yaml", "-c", f"experiment/{name}.yaml", *SHORT])
         assert yaml.safe_load((CONFIGS / f"experiment/{name}.yaml").read_text())["name"] == name
     assert load("runs/image").net.variant == "spatial"
-    assert "4,167,184 of 4,167,184 parameters start from the DiT" in capsys.readouterr().out
+    assert "4,167,184 of 4,167,184 parameters start from it" in capsys.readouterr().out
     out = ["--output=out", "--num_samples=2", "--trainer.enable_progress_bar=false"]
     cli.main(["predict", "--ckpt_path=runs/image", *out])
     assert Path("out/contact_sheet.png").exists()
