@@ -119,8 +119,8 @@ def main() -> None:
             "",
             f"{args.size}/2, clips of {FRAMES} x 256 x 256 from XviD AVIs of {LENGTH} frames, steps of {args.batch} "
             f"clips; the VAE has random weights and encodes {args.frames} frames,",
-            f"scaled to {FRAMES}. Seconds a clip, in CPU seconds where there is one thread; medians of {args.repeats} "
-            "interleaved rounds after one to warm up.",
+            f"scaled to {FRAMES}. {'CPU' if args.threads == 1 else 'Wall-clock'} seconds a clip; medians of "
+            f"{args.repeats} interleaved rounds after one to warm up.",
             "Encoding a data set once costs what one epoch of the official path spends on decoding and VAE.",
             "",
             "| path | seconds a clip | gain |",

@@ -114,7 +114,8 @@ def times(args: argparse.Namespace) -> list[str]:
     ]
     return [
         f"Command: `python benchmarks/sampling.py time --official PATH --size {args.size} --side {args.side} "
-        f"--steps {args.steps} --official-steps {args.official_steps} --repeats {args.repeats}`.",
+        f"--steps {args.steps} --official-steps {args.official_steps} --repeats {args.repeats} "
+        f"--threads {args.threads}`.",
         "",
         f"{args.size}/2, one clip of 16 x {args.side} x {args.side} latents, guidance {SCALE:g}. "
         f"{args.official_steps} of the official loop's {FULL_STEPS} steps are timed and multiplied;",

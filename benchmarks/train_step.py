@@ -204,14 +204,15 @@ def report(args: argparse.Namespace) -> str:
             f"Hardware: {args.hardware}, {args.threads} threads. Python {platform.python_version()}, torch "
             f"{torch.__version__}. Commit {commit.stdout.strip() or 'unknown'}.",
             f"Command: `python benchmarks/train_step.py --official PATH --size {args.size} --batch {args.batch} "
-            f"--side {args.side} --repeats {args.repeats}`.",
+            f"--side {args.side} --repeats {args.repeats} --threads {args.threads}`.",
             "",
             f"{args.size}/2, {NUM_CLASSES} classes, batch {args.batch} of 16 x {args.side} x {args.side} latents; "
             "forward, loss, backward, AdamW and moving average.",
             f"{flops / 1e12:.2f} TFLOP a step (without recomputation). This machine's own product of two 2048 x 2048 "
             f"matrices: {best[torch.float32] / 1e9:,.0f} GFLOP/s",
             f"in float32, {best[torch.bfloat16] / 1e9:,.0f} in bf16. Medians of {args.repeats} interleaved rounds",
-            "after one to warm up, on one thread in CPU seconds; gains are medians of the rounds' ratios.",
+            f"after one to warm up, in {'CPU' if args.threads == 1 else 'wall-clock'} seconds; gains are medians "
+            "of the rounds' ratios.",
             "Losses of all arms agree at the first step. Memory: high-water mark of the resident memory of a process",
             "that makes two steps, with MALLOC_MMAP_THRESHOLD_=65536; the last column leaves out what Python and the",
             "libraries take before the model is built.",
