@@ -127,7 +127,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(whole, tmp_path):
 
 
 def test_ctrl_c_leaves_everything_resumable(tmp_path):
-    write_study(tmp_path, scale={"clips": 512})
+    write_study(tmp_path, scale={"clips": 256})
     uniform, _ = trials_of(tmp_path)
     process = start(tmp_path, "run", "study.yaml")
     wait_for(lambda: list(uniform.path.glob("checkpoints/*.ckpt")), process)

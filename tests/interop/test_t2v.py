@@ -150,9 +150,9 @@ def test_every_weight_learns_from_the_loss():
 
 
 def test_the_training_module_takes_it():
-    module = LatteModule(
-        small(in_channels=3), GaussianDiffusion(), PixelCodec(), text_encoder=SimpleNamespace(width=WIDTH)
-    )
+    net = small(in_channels=3)
+    encoder = SimpleNamespace(width=WIDTH, length=net.text_length)
+    module = LatteModule(net, GaussianDiffusion(), PixelCodec(), text_encoder=encoder)
     module.init_weights(seed=4)
     first = copy.deepcopy(module.net.state_dict())
     assert module.net.state_dict().keys() == module.ema.state_dict().keys()

@@ -89,7 +89,7 @@ def losses(name):
         warmup_steps=3,
         clip_from_step=10,
         ema_decay=0.9,
-        text_encoder=SimpleNamespace(width=6) if name == "text" else None,
+        text_encoder=SimpleNamespace(width=6, length=3) if name == "text" else None,
     )
     module.init_weights(0)
     with torch.no_grad():

@@ -274,5 +274,5 @@ def test_samples_are_guided_towards_the_caption():
 
 def test_a_text_model_needs_its_encoder():
     net = Latte(hidden_size=32, depth=2, num_heads=2, in_channels=3, conditioning="text", text_dim=3)
-    with pytest.raises(ValueError, match=r"width of model\.text_encoder is None"):
+    with pytest.raises(ValueError, match=r"set model\.text_encoder$"):
         LatteModule(net, GaussianDiffusion(), PixelCodec())
