@@ -1,6 +1,6 @@
-"""Which attention kernel suits which layer: forward and backward pass of each, by shape, as ratios of one run.
+"""Which attention kernel suits which layer: forward and backward pass of each, by shape, measured in turns.
 
-    python benchmarks/attention.py --hardware "2 cores AMD EPYC Zen 4" --threads 1 \
+    python benchmarks/attention.py --hardware "2 cores AMD EPYC (Zen 4)" --threads 2 \
         --note benchmarks/results/attention_2-core-cpu_2026-11.md
 
 Spatial layers have (B F, H, S, d), temporal ones (B, S H, F, d) with space folded into the heads, or (B S, H, F, d)

@@ -68,7 +68,7 @@ def check_parts(net: Denoiser, diffusion: Diffusion, sampling: Sampling) -> None
             "set model.sampling.guidance to 1, or model.net.init_args.conditioning to class or text"
         )
     low, high = sampling.guidance_interval
-    if high <= 1.0 < 1000.0 * high:
+    if 0.0 < high <= 1.0:
         raise ValueError(
             f"model.sampling.guidance_interval is [{low:g}, {high:g}]; timesteps go from 0 to 1000, not to 1"
         )
