@@ -1,32 +1,30 @@
-"""Which attention kernel suits which layer: forward and backward pass of each, by shape, measured in turns.
+"""Measure attention kernels: forward and backward pass of one layer's attention, by layout and kernel.
 
     python benchmarks/attention.py --hardware "2 cores AMD EPYC (Zen 4)" --threads 2 \
         --note benchmarks/results/attention_2-core-cpu_2026-11.md
 
-Spatial layers have (B F, H, S, d), temporal ones (B, S H, F, d) with space folded into the heads, or (B S, H, F, d)
-folded into the batch, as the official code has it, with the copies that this takes. Each kernel gets the queries, keys
-and values that the layer has, in the layout it has them in, and gives what the layer goes on with, (B, F, S, D). A
-kernel that a device does not have, or whose grid is too small for `--batch` clips, has no figure. All agree before any
-is timed.
+Spatial layers have the layout (B F, H, S, d). Temporal layers have (B, S H, F, d), with space folded into the heads, as
+in this package, or (B S, H, F, d), with space folded into the batch, as in the official code, which needs copies.
+Queries, keys and values start and the output ends as (B, F, S, H, d), so the time of copies is included. Kernels that
+the device does not have, or that fail for ``--batch`` clips, have no result. The results of all kernels are compared
+before they are timed.
 """
 
 import argparse
-import platform
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
+import note
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.benchmark import Timer
 
-from latte_pl.metrics.record import git_commit
 from latte_pl.nn.attention import attend
 from latte_pl.nn.latte import SIZES
 
-OURS = "as in latte_pl"
+OURS = "latte_pl"
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -37,12 +35,12 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attend by two matrix products."""
+    """Compute attention with two matmuls."""
     return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1) @ value
 
 
 def fused(backend: SDPBackend) -> Kernel:
-    """Return one backend of PyTorch's fused attention."""
+    """Return the kernel of one backend of PyTorch's attention."""
 
     def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with sdpa_kernel(backend):
@@ -54,7 +52,7 @@ def fused(backend: SDPBackend) -> Kernel:
 KERNELS: dict[str, Kernel] = {
     OURS: attend,
     **{name: fused(backend) for name, backend in BACKENDS.items()},
-    "plain products": plain,
+    "matmuls": plain,
 }
 
 
@@ -84,14 +82,14 @@ LAYERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, torch.Size
 
 
 def step(layer: str, kernel: Kernel, tensors: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
-    """Return output and gradients of one layer's attention."""
+    """Return the output and the gradients of a layer's attention."""
     fold, unfold = LAYERS[layer]
     out = unfold(kernel(*map(fold, tensors)), weight.shape)
     return out, *torch.autograd.grad(out, tensors, weight)
 
 
 def measure(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int) -> list[tuple[str, str, float]]:
-    """Return (layer, kernel, seconds) of every pair that works on (B, F, S, H, d), kernels taking turns."""
+    """Return (layer, kernel, seconds) of each pair that works on inputs (B, F, S, H, d); kernels take turns."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(4)]
     tensors, weight = [tensor.requires_grad_() for tensor in drawn[:3]], drawn[3]
@@ -101,18 +99,19 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int
     for layer in LAYERS:
         for name, kernel in KERNELS.items():
             try:
-                made = step(layer, kernel, tensors, weight)
+                results = step(layer, kernel, tensors, weight)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 if device != "cpu":
-                    torch.cuda.synchronize()  # a broken context ends the run here
+                    torch.cuda.synchronize()  # raises if the context is broken
                 print(f"{layer}, {name}: {str(error).splitlines()[0]}")
                 continue
             kind = layer.split(",")[0]
-            for one, other in zip(made, reference.setdefault(kind, made)):
-                difference = (one.float() - other.float()).norm() / other.float().norm()
-                assert difference < tolerance, (layer, name, float(difference))
+            for one, other in zip(results, reference.setdefault(kind, results)):
+                difference = float((one.float() - other.float()).norm() / other.float().norm())
+                if difference > tolerance:
+                    raise SystemExit(f"{layer}, {name}: the relative difference to {OURS} is {difference:.1e}")
             found[layer, name] = []
     for _ in range(rounds):
         for (layer, name), seconds in found.items():
@@ -123,41 +122,22 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype, device: str, rounds: int
 
 
 def main() -> None:
-    """Measure and print or write the table."""
+    """Measure everything, print the note and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["S", "XL"], choices=list(SIZES))
     parser.add_argument("--batch", type=int, default=2, help="clips")
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=256, help="of a frame")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of a frame")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--hardware", default="", help="for the note")
-    parser.add_argument("--note", type=Path, help="file to write; printed without")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    lines = [
-        "# Attention kernels",
-        "",
-        f"Hardware: {options.hardware or platform.processor()}, {torch.get_num_threads()} threads. "
-        f"Python {platform.python_version()}, torch {torch.__version__}. Commit {git_commit()[:7]}.",
-        f"Command: `python benchmarks/attention.py --sizes {' '.join(options.sizes)} --batch {options.batch} "
-        f"--frames {options.frames} --tokens {options.tokens} --rounds {options.rounds} --device {options.device} "
-        f"--threads {torch.get_num_threads()}`.",
-        "",
-        f"Forward and backward pass of one layer's attention, without its projections, on {options.batch} clips of "
-        f"{options.frames} x {options.tokens} tokens.",
-        f"Milliseconds, medians of {options.rounds} interleaved rounds.",
-        "",
-        "| model | type | layer | " + " | ".join(KERNELS) + " |",
-        "|---|---|---|" + "---|" * len(KERNELS),
-    ]
-    for size in options.sizes:
+    note.add_arguments(parser, device=True)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for size in args.sizes:
         width, _, heads = SIZES[size]
         for dtype in (torch.float32, torch.bfloat16):
-            shape = (options.batch, options.frames, options.tokens, heads, width // heads)
-            times = {(layer, name): s for layer, name, s in measure(shape, dtype, options.device, options.rounds)}
+            shape = (args.batch, args.frames, args.tokens, heads, width // heads)
+            times = {(layer, name): s for layer, name, s in measure(shape, dtype, args.device, args.rounds)}
             for layer in LAYERS:
                 best = min(seconds for (at, _), seconds in times.items() if at == layer)
                 cells = []
@@ -165,11 +145,26 @@ def main() -> None:
                     seconds = times.get((layer, name))
                     cell = "-" if seconds is None else f"{1e3 * seconds:.1f}"
                     cells.append(f"**{cell}**" if seconds == best else cell)
-                lines.append(f"| {size}/2 | {str(dtype).split('.')[1]} | {layer} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.note:
-        options.note.write_text(text)
+                rows.append(f"| {size}/2 | {str(dtype).split('.')[1]} | {layer} | " + " | ".join(cells) + " |")
+    note.write(
+        [
+            "# Attention kernels",
+            "",
+            note.environment(args),
+            f"Command: `python benchmarks/attention.py --sizes {' '.join(args.sizes)} --batch {args.batch} "
+            f"--frames {args.frames} --tokens {args.tokens} --rounds {args.rounds} --device {args.device} "
+            f"--threads {args.threads}`.",
+            "",
+            f"Forward and backward pass of one layer's attention without its projections, on {args.batch} clips of "
+            f"{args.frames} x {args.tokens} tokens.",
+            f"Milliseconds, medians of {args.rounds} rounds in which the kernels take turns.",
+            "",
+            "| model | type | layer | " + " | ".join(KERNELS) + " |",
+            "|---|---|---|" + "---|" * len(KERNELS),
+            *rows,
+        ],
+        args.note,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What sharing timesteps and noise is worth when two trained models are compared on held-out clips.
+"""Measure how much shared timesteps and noise reduce the spread when two trained models are compared.
 
-Each draw k gives every clip another timestep and noise. Two models that share a draw differ by what they learnt;
-with a draw each, also by what was drawn. Needs the runs of two arms::
+    python benchmarks/pairing.py runs/ablations/trials/337ad35736e4 runs/ablations/trials/d8cd7e7191a9
 
-    python benchmarks/pairing.py runs/ablations/trials/148329ed82b6 runs/ablations/trials/e7202610be15
+The held-out loss of each model is computed under several draws of timesteps and noise. The difference of two models
+under the same draw varies less than under separate draws, where it also contains the difference of the draws. The
+arguments are two runs on the toy data.
 """
 
 import argparse
@@ -13,27 +14,25 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from latte_pl.data import Shapes
 from latte_pl.data.stream import FixedClips
-from latte_pl.streams import uniform
-from latte_pl.training import load
-from latte_pl.training.weights import read
+from latte_pl.toy import MovingShapes
+from latte_pl.training import weights
 
 
-def losses(run: str, draws: int, clips: int) -> np.ndarray:
-    """Return the held-out loss (draws,) of a run's averaged weights under each draw."""
-    module = load(run)
-    settings = read(run).config["data"]["init_args"]
-    data = Shapes(**settings | {"latents": None, "num_workers": 0})
-    held_out = FixedClips(data.dataset("val"), data.num_frames, data.val_interval, clips)
+@torch.no_grad()
+def held_out_losses(run: str, draws: int, num_clips: int) -> np.ndarray:
+    """Return the held-out loss (draws,) of a run's EMA weights under each draw."""
+    module, data = weights.load(run), weights.read_config(run)["data"]["init_args"]
+    clips = FixedClips(
+        MovingShapes("val", data["size"]), data["num_frames"], data.get("val_interval") or data["interval"], num_clips
+    )
     found = np.zeros(draws)
-    for batch in DataLoader([held_out[n] for n in range(clips)], batch_size=32):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for k in range(draws):
-                u = uniform(k, "timestep", batch["clip"])[:, 0]
-                _, parts = module.losses(module.ema, batch, u, k, dropout=0.0)
-                loss = sum(value for name, value in parts.items() if name != "loss")
-                found[k] += float(loss.mean(dim=1).sum()) / clips
+    for batch in DataLoader([clips[n] for n in range(num_clips)], batch_size=32):
+        for k in range(draws):
+            with torch.autocast("cpu", torch.bfloat16):
+                _, parts = module.losses(module.ema, batch, module.draw(batch, k), dropout=0.0)
+            loss = sum(value for name, value in parts.items() if name != "loss")  # (B, F)
+            found[k] += float(loss.mean(dim=1).sum()) / num_clips
     return found
 
 
@@ -43,13 +42,13 @@ def main() -> None:
     parser.add_argument("runs", nargs=2, metavar="RUN")
     parser.add_argument("--draws", type=int, default=8)
     parser.add_argument("--clips", type=int, default=256)
-    options = parser.parse_args()
-    left, right = (losses(run, options.draws, options.clips) for run in options.runs)
+    args = parser.parse_args()
+    left, right = (held_out_losses(run, args.draws, args.clips) for run in args.runs)
     shared = float(np.std(left - right, ddof=1))
     separate = math.hypot(float(np.std(left, ddof=1)), float(np.std(right, ddof=1)))
-    print(f"{options.draws} draws of {options.clips} clips: held-out loss {left.mean():.4f} and {right.mean():.4f}")
-    print(f"standard deviation of the difference: {shared:.5f} with shared draws, {separate:.5f} with separate ones")
-    print(f"sharing narrows it {separate / shared:.1f} times")
+    print(f"{args.draws} draws of {args.clips} clips: held-out losses {left.mean():.4f} and {right.mean():.4f}")
+    print(f"standard deviation of the difference: {shared:.5f} with shared draws, {separate:.5f} with separate draws")
+    print(f"sharing draws reduces it {separate / shared:.1f} times")
 
 
 if __name__ == "__main__":

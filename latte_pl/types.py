@@ -1,4 +1,4 @@
-"""The names that every part of the package shares: the design axes and the batch."""
+"""Types that all parts of the package share: captions and batches of videos."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
@@ -6,13 +6,9 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-Size = Literal["S", "B", "L", "XL"]
-Variant = Literal["interleaved", "late_fusion", "split_attention", "split_heads", "spatial"]
-PatchEmbed = Literal["uniform", "compression"]
-Injection = Literal["adaln", "tokens"]
-TemporalPosition = Literal["absolute", "rope"]
-SpatialPosition = Literal["absolute", "rope"]
 Conditioning = Literal["none", "class", "text"]
+Split = Literal["train", "val", "test", "all"]
+"""A part of a data set; "all" is every video of it."""
 
 
 class Text(NamedTuple):
@@ -36,6 +32,19 @@ class Text(NamedTuple):
         return Text(embeddings, torch.where(where[..., None], other.mask, self.mask))
 
 
+class Draws(NamedTuple):
+    """Random draws of a batch: B clips, N images of joint training, latents (F + N, C, h, w)."""
+
+    timesteps: Tensor
+    """(B,) timesteps of the diffusion."""
+    posterior: Tensor
+    """(B, F + N, C, h, w) standard normal noise of the posterior samples."""
+    noise: Tensor
+    """(B, F + N, C, h, w) standard normal noise of the diffusion."""
+    condition: Tensor
+    """(B,) or (B, 1 + N) uniforms that decide which labels or captions are dropped; empty without condition."""
+
+
 class VideoBatch(TypedDict, total=False):
     """Clips as they leave a data loader, either as pixels or as cached posterior moments.
 
@@ -45,7 +54,7 @@ class VideoBatch(TypedDict, total=False):
     video: Tensor
     """(B, F + N, 3, H, W) uint8 pixels; the N images follow the F frames of the clip."""
     moments: Tensor
-    """(B, F + N, 2C, h, w) float, mean and log-variance of the codec's posterior; instead of ``video``."""
+    """(B, F + N, 2C, h, w) float, mean and log-variance of the autoencoder's posterior; instead of ``video``."""
     label: Tensor
     """(B,) int64, or (B, 1 + N) in joint training with the clip's label first; zeros when unlabelled."""
     caption: list[str] | list[list[str]]
@@ -53,5 +62,9 @@ class VideoBatch(TypedDict, total=False):
     text: Text
     """Cached token embeddings of the captions; instead of ``caption``."""
     clip: Tensor
-    """(B,) int64, the clip's number in the stream since the start of training (or of the split); it names the
-    random draws that belong to the clip (timestep, noise, label dropout), whatever the batch or the device."""
+    """(B,) int64, the index of the clip since the start of training (or in the validation split). It names the random
+    draws of the clip (timestep, noise, label dropout), so that they do not depend on the batch or the device."""
+    padding: Tensor
+    """(B,) bool, True for clips that only fill the last batch and must not count; only in validation batches."""
+    draws: Draws
+    """Random numbers of the clips, which `latte_pl.training.LatteModule` draws before the transfer to the device."""

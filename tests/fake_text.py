@@ -1,4 +1,4 @@
-"""A tiny T5 with random weights and a handful of words, in the layout of a real one; no network."""
+"""A tiny T5 with random weights and 11 words, stored like a real one."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "blue", "square", "star", "moves"
 
 
 def write_t5(folder: Path, seed: int = 0, pipeline: bool = False) -> T5EncoderModel:
-    """Save an encoder of 11 words and random weights, the tokens of a caption ended by </s> as T5's are."""
+    """Save model and tokenizer in a folder, or in the folder of a diffusers pipeline. Captions end with </s>."""
     words = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

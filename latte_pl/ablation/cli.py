@@ -1,62 +1,75 @@
-"""The command `latte-ablate list | run | status | report`."""
+"""The command `latte-ablate list | run | status | report | migrate`."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
-from latte_pl.ablation.study import Study, find, read, shipped
-from latte_pl.ablation.trial import Trial
-from latte_pl.cli import Parser, quiet
+from latte_pl.ablation.plan_cache import earlier_results, load_plan
+from latte_pl.ablation.study import Study, available, find, read, siblings
+from latte_pl.ablation.trial import Trial, last_error, state_of
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake ends with one line, `LATTE_TRACEBACK=1` shows where it came from."""
-    quiet()
+    """Run the command line. A user's mistake ends with one line; `LATTE_TRACEBACK=1` shows the traceback."""
     options = _parser().parse_args(args)
     try:
-        done = options.command(options)
-    except (ValueError, OSError, RuntimeError) as error:  # submitit's are RuntimeErrors
+        succeeded = options.command(options)
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, OSError, RuntimeError) as error:  # submitit raises RuntimeErrors
         if os.environ.get("LATTE_TRACEBACK"):
             raise
-        print(f"latte-ablate: error: {Parser.wording(str(error))}", file=sys.stderr)
+        print(f"latte-ablate: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(0 if done else 1)
+    sys.exit(0 if succeeded else 1)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="latte-ablate", description="Run the studies of ablations/ and compare arms.")
-    commands = parser.add_subparsers(required=True, metavar="list | run | status | report")
+    parser = argparse.ArgumentParser(prog="latte-ablate", description="Run ablation studies and compare their rows.")
+    commands = parser.add_subparsers(required=True, metavar="list | run | status | report | migrate")
 
-    listing = commands.add_parser("list", help="the studies, their questions and what the paper says")
-    listing.set_defaults(command=list_studies)
+    text = "print the studies, their questions and what the paper concludes"
+    commands.add_parser("list", help=text, description=text).set_defaults(command=list_studies)
 
     for name, function, text in (
-        ("run", run, "train and measure what has no result yet; goes on where an earlier run was stopped"),
-        ("status", status, "the state of every trial"),
-        ("report", report, "tables, curves and the page of what is finished"),
+        ("run", run, "train and measure all trials without a result; interrupted trials resume"),
+        ("status", status, "print the state of every trial"),
+        ("report", report, "write tables, curves and a page of the finished trials"),
+        ("migrate", migrate, "rename results of earlier versions of latte_pl, whose settings had other names"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.set_defaults(command=function)
-        command.add_argument("study", nargs="+", help="name in ablations/, or the path of a .yaml file; 'all' for all")
-        command.add_argument("--scale", default="proxy", help="scale of the study (default: proxy)")
+        everything = name == "migrate"
+        command.add_argument(
+            "study",
+            nargs="*" if everything else "+",
+            default=["all"],
+            help="name of a study, path of a .yaml file, or 'all'" + (" (default)" if everything else ""),
+        )
         command.add_argument("--root", type=Path, default=Path("runs/ablations"), help="folder of all trials")
-        command.add_argument("--seeds", type=_seeds, help="in place of the study's: 0,1,2")
+        if name == "migrate":
+            continue
+        command.add_argument("--scale", help="scale of the study (default: proxy, or the only one that the study has)")
+        command.add_argument("--seeds", type=_seeds, help="seeds that replace those of the scale, such as 0,1,2")
+        if name == "report":
+            command.add_argument("--output", type=Path, help="folder of the report (default: ROOT/reports/SCALE)")
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="print commands, FLOPs and hours; run nothing")
-            command.add_argument("--executor", choices=("local", "slurm"), default="local")
-            command.add_argument("--jobs", type=int, default=1, help="trials at a time (default: 1)")
-            command.add_argument("--threads", type=int, help="CPU threads of a local trial (default: cores / jobs)")
-            command.add_argument("--partition", help="of SLURM")
-            command.add_argument("--gpus", type=int, default=0, help="GPUs of a trial on SLURM")
-            command.add_argument("--cpus", type=int, default=1, help="CPUs of a trial on SLURM")
-            command.add_argument("--mem-gb", type=float, help="memory of a trial on SLURM")
-            command.add_argument("--timeout-min", type=int, default=24 * 60, help="minutes of one attempt")
-        if name == "report":
-            command.add_argument("--output", type=Path, help="folder of the tables (default: ROOT/reports/SCALE)")
+            command.add_argument("--executor", choices=("local", "slurm"), default="local", help="(default: local)")
+            command.add_argument("--jobs", type=int, default=1, help="number of trials at a time (default: 1)")
+            command.add_argument("--threads", type=int, help="CPU threads per local trial (default: cores / jobs)")
+            command.add_argument("--partition", help="SLURM partition")
+            command.add_argument("--gpus", type=int, default=0, help="GPUs per trial on SLURM (default: 0)")
+            command.add_argument("--cpus", type=int, default=1, help="CPUs per trial on SLURM (default: 1)")
+            command.add_argument("--mem-gb", type=float, help="memory per trial on SLURM, in GB")
+            command.add_argument(
+                "--timeout-min", type=int, default=24 * 60, help="time limit of a SLURM job, in minutes (default: 1440)"
+            )
     return parser
 
 
@@ -64,18 +77,30 @@ def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(seed) for seed in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,1,2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 0,1,2") from None
     if len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
     return seeds
 
 
+def _chosen(options: argparse.Namespace) -> list[Study]:
+    """Read the studies of a command, and set its scale unless it is given."""
+    if options.scale is None and list(options.study) != ["all"]:
+        scales = [list(study.scales) for study in _studies(options.study)]
+        only = {names[0] if len(names) == 1 else "proxy" for names in scales}
+        options.scale = only.pop() if len(only) == 1 else "proxy"
+    options.scale = options.scale or "proxy"
+    return _studies(options.study, options.scale)
+
+
 def _studies(names: Sequence[str], scale: str | None = None) -> list[Study]:
-    paths = shipped() if list(names) == ["all"] else [find(name) for name in names]
-    if not paths:
-        raise FileNotFoundError("no studies here; change to the folder that holds ablations/, or give a .yaml file")
-    studies = [read(path) for path in paths]
-    return [study for study in studies if scale in (None, *study.scales)] if list(names) == ["all"] else studies
+    """Read studies by name; "all" stands for those that have the scale."""
+    if list(names) != ["all"]:
+        return [read(find(name)) for name in names]
+    studies = [study for study in map(read, available()) if scale in (None, *study.scales)]
+    if not studies:
+        raise FileNotFoundError("no studies found; give the path of a .yaml file, or a --scale that a study has")
+    return studies
 
 
 def list_studies(options: argparse.Namespace) -> bool:
@@ -84,112 +109,129 @@ def list_studies(options: argparse.Namespace) -> bool:
         rows = " | ".join(study.rows) or " | ".join(next(iter(study.scales.values())).rows or {})
         print(f"{study.name}\n  {study.question}\n  paper ({study.status}): {study.conclusion}\n  rows: {rows}")
         for scale in study.scales.values():
-            print(f"  {scale.name}: {scale.clips:,} clips a row, seeds {', '.join(map(str, scale.seeds))}")
+            print(f"  {scale.name}: {scale.clips:,} clips per row, seeds {', '.join(map(str, scale.seeds))}")
     return True
 
 
 def run(options: argparse.Namespace) -> bool:
-    """Run the trials of studies, or print what they would be."""
-    from latte_pl.ablation.plan import check_models, dry_run, plan
-    from latte_pl.ablation.runner import Runner, Slurm, last_error
-
-    root = options.root
+    """Run the trials of studies, or print their commands."""
     trials: dict[str, Trial] = {}
-    for study in _studies(options.study, options.scale):
-        planned = plan(study, options.scale, root, options.seeds)
-        check_devices(planned, options)
-        check_models(study, planned)
+    studies = _chosen(options)
+    for study in studies:
         if options.dry_run:
+            from latte_pl.ablation.plan import check_models, dry_run, plan
+            from latte_pl.ablation.power import outlook
+
+            planned = plan(study, options.scale, options.root, options.seeds)
+            check_models(study, planned)
+            check_gpus(planned, options)
             print(dry_run(study, options.scale, planned))
+            scale, _ = study.at(options.scale)
+            print(outlook(study, planned[0].config, scale.latents, len(options.seeds or scale.seeds)))
             continue
-        keep_manifest(study, options.scale, root, [trial.hash for trial in planned])
-        trials |= {trial.hash: trial for trial in planned}  # rows that studies share are trained once
+        planned = load_plan(study, options.scale, options.root, options.seeds)
+        check_gpus(planned, options)
+        trials |= {trial.hash: trial for trial in planned}  # rows that several studies share are trained once
     if options.dry_run:
         return True
-    # seed by seed: what is there after an interruption is as balanced as it can be
+    from rich.console import Console
+
+    from latte_pl.ablation.runner import Runner, Slurm
+
+    trials = with_all_points(trials, studies, options)
+    # seed by seed, so that an interrupted run leaves equally many seeds of every row
     ordered = sorted(trials.values(), key=lambda trial: (trial.seed, trial.arm))
     slurm = Slurm(options.partition, options.gpus, options.cpus, options.mem_gb, options.timeout_min)
     console = Console()
-    runner = Runner(ordered, root, options.executor, options.jobs, slurm, options.threads, console)
-    done = runner.run()
+    runner = Runner(ordered, options.root, options.executor, options.jobs, slurm, options.threads, console)
+    succeeded = runner.run()
     finished = sum(trial.result.is_file() for trial in ordered)
     failed = [trial for trial in ordered if trial.failure.is_file() and not trial.result.is_file()]
     console.print(f"{finished} of {len(ordered)} trials finished, {len(failed)} FAILED", highlight=False)
     for trial in failed:
-        where = f"[{trial.path / 'log.txt'}]"
-        console.print(f"  {trial.row}, seed {trial.seed}: {last_error(trial)}  {where}", soft_wrap=True, markup=False)
-    return done
+        log = f"[{trial.path / 'log.txt'}]"
+        console.print(f"  {trial.row}, seed {trial.seed}: {last_error(trial)}  {log}", soft_wrap=True, markup=False)
+    return succeeded
+
+
+def with_all_points(
+    trials: dict[str, Trial], studies: Sequence[Study], options: argparse.Namespace
+) -> dict[str, Trial]:
+    """Return trials with the steps at which any study of their suites needs a held-out loss.
+
+    Rows that several studies share are trained once, so that a training must measure what all of them need.
+    """
+    points: dict[str, set[int]] = {name: set() for name in trials}
+    suite = {other.name: other for study in studies for other in siblings(study, options.scale)}
+    for member in suite.values():
+        with contextlib.suppress(ValueError):  # a mistake in a study that does not run now
+            for trial in load_plan(member, options.scale, options.root, options.seeds):
+                points.get(trial.hash, set()).update(trial.points)
+    return {name: replace(trial, points=tuple(sorted(points[name]))) for name, trial in trials.items()}
 
 
 def status(options: argparse.Namespace) -> bool:
     """Print the state of every trial."""
-    from latte_pl.ablation.plan import plan
-    from latte_pl.ablation.runner import state_of, table
+    from rich.console import Console
 
-    root = options.root
+    from latte_pl.ablation.progress import table
+
     console = Console()
-    for study in _studies(options.study, options.scale):
-        planned = plan(study, options.scale, root, options.seeds)
+    for study in _chosen(options):
+        trials = load_plan(study, options.scale, options.root, options.seeds)
         console.print(f"{study.name}, {options.scale}", style="bold")
-        console.print(table([(trial, state_of(trial)) for trial in planned]))
-        earlier = set(read_manifest(study, options.scale, root)) - {trial.hash for trial in planned}
-        kept = [name for name in earlier if (root / "trials" / name / "result.json").is_file()]
-        if kept:
+        console.print(table([(trial, state_of(trial)) for trial in trials]))
+        if earlier := earlier_results(study, options.scale, options.root, trials):
             console.print(
-                f"{len(kept)} results are of settings or seeds that are not the study's; they are kept, and not counted"
+                f"{len(earlier)} more results were made with settings or seeds that the study no longer has; they are "
+                "kept, but not in the report"
             )
     return True
 
 
 def report(options: argparse.Namespace) -> bool:
-    """Write tables and pages of what is finished."""
-    from latte_pl.ablation.report import write
+    """Write tables, curves and a page of the finished trials of studies."""
+    from latte_pl.ablation.report import read_suite, write, write_overview
 
-    root = options.root
+    studies = _chosen(options)
     output = options.output or options.root / "reports" / options.scale
     complete = True
-    for study in _studies(options.study, options.scale):
+    suite = read_suite(studies, options.scale, options.root, options.seeds)
+    several = len(studies) > 1
+    for study in studies:
         try:
-            complete &= write(study, options.scale, root, output, options.seeds)
+            complete &= write(study, options.scale, options.root, output, options.seeds, suite, several)
         except ValueError as error:
-            if len(options.study) == 1 and options.study != ["all"]:
+            if not several:
                 raise
             print(f"{error}\n", file=sys.stderr)
             complete = False
+    if several and suite.comparisons:
+        write_overview(suite, output)
     return complete
 
 
-def check_devices(trials: Sequence[Trial], options: argparse.Namespace) -> None:
-    """Refuse a number of GPUs on SLURM that the trials do not use.
+def migrate(options: argparse.Namespace) -> bool:
+    """Rename results of earlier versions."""
+    from latte_pl.ablation.migrate import migrate as migrate_results
+
+    print(migrate_results(_studies(options.study), options.root))
+    return True
+
+
+def check_gpus(trials: Sequence[Trial], options: argparse.Namespace) -> None:
+    """Check that trials on SLURM use all GPUs that they ask for.
 
     Raises:
-        ValueError: The two differ; both are named.
+        ValueError: ``--gpus`` differs from ``trainer.devices``.
     """
     if options.executor != "slurm":
         return
     for trial in trials:
         trainer = trial.config["trainer"]
-        used = 0 if trainer["accelerator"] == "cpu" else trainer["devices"]
-        if isinstance(used, int) and used != options.gpus:
-            raise ValueError(f"{trial.row} trains on {used} GPUs (trainer.devices), --gpus is {options.gpus}")
-
-
-def _manifest(study: Study, scale: str, root: Path) -> Path:
-    return root / "studies" / f"{study.name}.{scale}.txt"
-
-
-def read_manifest(study: Study, scale: str, root: Path) -> list[str]:
-    """Return the hashes of all trials that a study ever had here."""
-    path = _manifest(study, scale, root)
-    return path.read_text().split() if path.is_file() else []
-
-
-def keep_manifest(study: Study, scale: str, root: Path, hashes: list[str]) -> None:
-    """Remember the trials of a study, so that results of an edited one are never silently missing."""
-    from latte_pl.metrics.record import write_atomically
-
-    known = read_manifest(study, scale, root)
-    write_atomically(_manifest(study, scale, root), "\n".join(dict.fromkeys(known + hashes)) + "\n")
+        devices = 0 if trainer["accelerator"] == "cpu" else trainer["devices"]
+        if isinstance(devices, int) and devices != options.gpus:
+            raise ValueError(f"{trial.row} has trainer.devices={devices} GPUs, but --gpus is {options.gpus}")
 
 
 if __name__ == "__main__":

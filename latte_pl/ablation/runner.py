@@ -1,42 +1,42 @@
-"""Runs the trials of a study, each in a process of its own, through submitit: here or on SLURM."""
+"""Runs the trials of a study, each in a process of its own, on this machine or, through submitit, on SLURM."""
 
-import contextlib
 import getpass
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import submitit
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Table
 
-from latte_pl.ablation.trial import Trial
-from latte_pl.ablation.worker import end, fail, held, locked, progress, run, work
-from latte_pl.metrics.record import write_atomically
+from latte_pl.ablation.local import LocalJob
+from latte_pl.ablation.progress import table
+from latte_pl.ablation.trial import Trial, held, last_error, locked, state_of
+from latte_pl.ablation.worker import end, run, work, write_failure
+from latte_pl.files import write_text
 
-PAUSE = 2.0  # seconds between two looks at what is running
-GRACE = 30.0  # seconds that a result may come later than its job's end
-LIVE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "COMPLETING")
+PAUSE = {"local": 0.5, "slurm": 6.0}  # seconds between two checks of the running trials
+GRACE = 30.0  # seconds that a result may appear after its job has ended
+UNKNOWN = "?"  # in the place of job ids while squeue does not answer
+Job = LocalJob | submitit.Job[str]
+QUEUED = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "RESIZING", "COMPLETING")
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """What a trial asks of SLURM.
+    """SLURM resources of a trial.
 
     Attributes:
-        partition: Where to queue; the cluster's default if None.
-        gpus: GPUs of a trial.
-        cpus: CPUs of a trial.
-        mem_gb: Memory of a trial; the cluster's default if None.
-        timeout_min: Longest time of one attempt; what is not done goes on in the next `run`.
+        partition: Partition. None: the cluster's default.
+        gpus: Number of GPUs.
+        cpus: Number of CPUs.
+        mem_gb: Memory in GB. None: the cluster's default.
+        timeout_min: Time limit of a job in minutes. The next `latte-ablate run` resumes trials that exceeded it.
     """
 
     partition: str | None = None
@@ -46,37 +46,19 @@ class Slurm:
     timeout_min: int = 24 * 60
 
 
-def state_of(trial: Trial) -> str:
-    """Return a trial's state as its files tell it: finished, running, FAILED, stopped or pending."""
-    if trial.result.is_file():
-        return "finished"
-    if held(trial.path):
-        return "running"
-    if trial.failure.is_file():
-        return "FAILED"
-    return "stopped" if (trial.path / "progress.json").is_file() else "pending"
-
-
-def last_error(trial: Trial) -> str:
-    """Return the last error line of a failed trial."""
-    try:
-        return json.loads(trial.failure.read_text())["error"]
-    except (OSError, ValueError, KeyError):
-        return "the process ended without a result"
-
-
 @dataclass
 class Runner:
-    """Works through trials and shows how far they are.
+    """Runs trials and shows their progress.
 
     Args:
-        trials: All of a study; each once, what others need before them.
+        trials: The trials, each once and after the trials that it needs.
         root: Folder of all trials.
-        executor: "local", processes on this machine, or "slurm".
-        jobs: Trials at a time.
-        slurm: What a trial asks of SLURM.
-        threads: CPU threads of a local trial; None shares the cores among the jobs.
-        console: Where the table is shown.
+        executor: "local" (processes on this machine) or "slurm".
+        jobs: Number of trials at a time.
+        slurm: SLURM resources of a trial.
+        threads: CPU threads, and at most as many loader processes, per local trial. None: the cores that this process
+            may use, divided by ``jobs``.
+        console: Console for the table.
     """
 
     trials: Sequence[Trial]
@@ -90,141 +72,139 @@ class Runner:
     def __post_init__(self) -> None:
         if self.jobs < 1:
             raise ValueError(f"--jobs is {self.jobs}; it must be at least 1")
-        self._active: dict[str, submitit.Job[str]] = {}
-        self._over: dict[str, str] = {}  # by hash: finished or FAILED, in this run
-        self._said: dict[str, str] = {}
-        self._gone: dict[str, float] = {}
+        self._active: dict[str, Job] = {}  # jobs by hash
+        self._ended: dict[str, str] = {}  # "finished" or "FAILED" by hash
+        self._printed: dict[str, str] = {}  # last printed state by hash
+        self._missing_since: dict[str, float] = {}  # time at which a job left SLURM's queue, by job id
 
     def run(self) -> bool:
-        """Run everything that has no result yet; what failed before is tried again from its checkpoint.
+        """Run all trials without a result. Trials that failed before are tried again, from their checkpoint.
 
         Returns:
             Whether every trial is finished.
         """
         for trial in self.trials:
             if trial.result.is_file():
-                self._over[trial.hash] = "finished"
-        todo = [trial for trial in self.trials if trial.hash not in self._over]
+                self._ended[trial.hash] = "finished"
+        todo = [trial for trial in self.trials if trial.hash not in self._ended]
         try:
             self._encode(todo)
             submit = self._executor() if todo else None
             with Live(console=self.console, refresh_per_second=1, transient=False) as live:
-                while submit and len(self._over) < len(self.trials):
-                    self._settle()
+                while submit and len(self._ended) < len(self.trials):
+                    self._check()
                     self._start(submit)
                     self._show(live)
-                    if len(self._over) < len(self.trials):
-                        time.sleep(PAUSE if self.executor == "local" else 3 * PAUSE)
+                    if len(self._ended) < len(self.trials):
+                        time.sleep(PAUSE[self.executor])
                 self._show(live)
         except KeyboardInterrupt:
             self._interrupt()
             return False
-        return all(state == "finished" for state in self._over.values())
-
-    # -------------------------------------------------------------------------------------------- parts
+        return all(state == "finished" for state in self._ended.values())
 
     def _encode(self, todo: Sequence[Trial]) -> None:
-        """Make the latents that trials read, once."""
+        """Encode the latent caches that trials read, each once."""
         for command in {trial.encode: None for trial in todo if trial.encode}:
             folder = Path(command[-1])
             manifest = folder / "manifest.json"
-            with locked(folder):  # two runs at once encode once
+            with locked(folder):  # another `latte-ablate run` may be encoding the same cache
                 if manifest.is_file() and json.loads(manifest.read_text())["checksums"]:
                     continue
                 self.console.print(f"encoding the data into {folder}", markup=False)
                 run(command, folder.with_suffix(".log"))
 
-    def _executor(self) -> Callable[[Trial], submitit.Job[str]]:
-        """Return what submits a trial."""
-        # a folder of its own for each run: a new SLURM counts its jobs from 1 again
+    def _executor(self) -> Callable[[Trial], Job]:
+        """Return a function that starts a trial, or submits it to SLURM."""
+        if self.executor == "local":
+            threads = self.threads or max(1, _num_cores() // self.jobs)
+            return lambda trial: LocalJob(trial, threads)
+        # a folder for each run, because a newly started SLURM counts its jobs from 1 again
         folder = self.root / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}" / "%j"
         executor = submitit.AutoExecutor(folder=folder, cluster=self.executor)
         executor.update_parameters(timeout_min=self.slurm.timeout_min, name="latte-ablate")
-        threads = self.threads or max(1, (os.cpu_count() or 1) // self.jobs)
-        if self.executor == "slurm":
-            threads = self.slurm.cpus
-            executor.update_parameters(
-                cpus_per_task=self.slurm.cpus,
-                gpus_per_node=self.slurm.gpus,
-                # without srun Lightning finds no SLURM tasks, and starts a process a GPU itself
-                slurm_use_srun=False,
-                **({"slurm_partition": self.slurm.partition} if self.slurm.partition else {}),
-                **({"mem_gb": self.slurm.mem_gb} if self.slurm.mem_gb else {}),
-            )
-        return lambda trial: executor.submit(work, trial, threads)
+        executor.update_parameters(
+            cpus_per_task=self.slurm.cpus,
+            gpus_per_node=self.slurm.gpus,
+            # without srun Lightning finds no SLURM tasks and starts one process per GPU itself
+            slurm_use_srun=False,
+            **({"slurm_partition": self.slurm.partition} if self.slurm.partition else {}),
+            **({"mem_gb": self.slurm.mem_gb} if self.slurm.mem_gb else {}),
+        )
+        return lambda trial: executor.submit(work, trial, self.slurm.cpus)
 
-    def _settle(self) -> None:
-        """Look which trials are over."""
-        known = _queued() if self.executor == "slurm" and self._active else set()
+    def _check(self) -> None:
+        """Find the trials that have ended."""
+        queued = _queued_jobs() if self.executor == "slurm" and self._active else set()
         for trial in self.trials:
-            if trial.hash in self._over:
+            if trial.hash in self._ended:
                 continue
             if trial.result.is_file():
-                self._over[trial.hash] = "finished"
+                self._ended[trial.hash] = "finished"
                 self._active.pop(trial.hash, None)
                 continue
             job = self._active.get(trial.hash)
-            if job is None or not self._ended(job, known):
+            if job is None or not self._has_ended(job, queued):
                 continue
-            if trial.result.is_file():  # written between the two looks
+            if trial.result.is_file():  # written since the check above
                 continue
             del self._active[trial.hash]
-            if held(trial.path):  # another run has taken it up; a new job waits for that one
+            if held(trial.path):  # another `latte-ablate run` works on the trial; a new job waits for it
                 continue
             if not trial.failure.is_file():
-                fail(trial, _death(job))
-            self._over[trial.hash] = "FAILED"
+                write_failure(trial, _reason(job))
+            self._ended[trial.hash] = "FAILED"
 
-    def _ended(self, job: submitit.Job[str], queued: set[str]) -> bool:
-        """Whether a job is over: it left its result, or has been gone from SLURM's queue for a while."""
-        if self.executor == "local" or job.paths.result_pickle.exists():
+    def _has_ended(self, job: Job, queued: set[str]) -> bool:
+        """Return whether a local process has ended, or a SLURM job wrote its result or left the queue a while ago."""
+        if isinstance(job, LocalJob) or job.paths.result_pickle.exists():
             return bool(job.done())
-        if "?" in queued or job.job_id in queued:
-            self._gone.pop(job.job_id, None)
+        if UNKNOWN in queued or job.job_id in queued:
+            self._missing_since.pop(job.job_id, None)
             return False
-        # a shared file system may show the result later than the queue forgets the job
-        return time.monotonic() - self._gone.setdefault(job.job_id, time.monotonic()) > GRACE
+        # on a shared file system the result may appear after the job has left the queue
+        return time.monotonic() - self._missing_since.setdefault(job.job_id, time.monotonic()) > GRACE
 
-    def _start(self, submit: Callable[[Trial], submitit.Job[str]]) -> None:
-        """Submit what may start."""
+    def _start(self, submit: Callable[[Trial], Job]) -> None:
+        """Submit trials whose needs are finished, up to the number of jobs."""
         for trial in self.trials:
             if len(self._active) >= self.jobs:
                 return
-            if trial.hash in self._over or trial.hash in self._active:
+            if trial.hash in self._ended or trial.hash in self._active:
                 continue
-            needs = [self._over.get(need) for need in trial.needs]
+            needs = [self._ended.get(need) for need in trial.needs]
             if "FAILED" in needs:
-                fail(trial, "the training that it starts from failed")
-                self._over[trial.hash] = "FAILED"
+                write_failure(trial, "the training that it starts from failed")
+                self._ended[trial.hash] = "FAILED"
             elif all(state == "finished" for state in needs):
-                self._active[trial.hash] = self._adopt(trial) or self._submit(submit, trial)
+                self._active[trial.hash] = self._queued_before(trial) or self._submit(submit, trial)
 
-    def _submit(self, submit: Callable[[Trial], submitit.Job[str]], trial: Trial) -> submitit.Job[str]:
+    def _submit(self, submit: Callable[[Trial], Job], trial: Trial) -> Job:
         trial.path.mkdir(parents=True, exist_ok=True)
         trial.failure.unlink(missing_ok=True)
-        with _quiet_children(self.root / "jobs"):
-            job = submit(trial)
-        if self.executor == "slurm":
+        job = submit(trial)
+        if not isinstance(job, LocalJob):
             place = {"job_id": job.job_id, "folder": str(job.paths.folder), "conf": os.environ.get("SLURM_CONF")}
-            write_atomically(trial.path / "job.json", json.dumps(place))
+            write_text(trial.path / "job.json", json.dumps(place))
         return job
 
-    def _adopt(self, trial: Trial) -> submitit.Job[str] | None:
-        """Return the job that an earlier run queued for this trial, if SLURM still has it."""
+    def _queued_before(self, trial: Trial) -> submitit.Job[str] | None:
+        """Return the job that an earlier `latte-ablate run` submitted for a trial, if SLURM still has it."""
         path = trial.path / "job.json"
         if self.executor != "slurm" or not path.is_file():
             return None
         place = json.loads(path.read_text())
-        queued = _queued()
-        if place["conf"] != os.environ.get("SLURM_CONF") or not {place["job_id"], "?"} & queued:
+        if place["conf"] != os.environ.get("SLURM_CONF") or not {place["job_id"], UNKNOWN} & _queued_jobs():
             return None
         return submitit.SlurmJob(folder=place["folder"], job_id=place["job_id"])
 
     def _interrupt(self) -> None:
-        """Stop what runs here, and say how to go on; jobs in SLURM's queue stay there."""
+        """Stop local trials and print how to resume. Jobs in SLURM's queue are left there."""
         if self.executor == "slurm" and self._active:
-            ids = " ".join(job.job_id for job in self._active.values())
-            self.console.print(f"\njobs {ids} go on in SLURM; the same command watches them again, scancel ends them")
+            ids = " ".join(job.job_id for job in self._active.values() if not isinstance(job, LocalJob))
+            self.console.print(
+                f"\nSLURM jobs {ids} keep running; the same command follows them again, scancel cancels them"
+            )
             return
         for job in self._active.values():
             job.cancel()
@@ -237,81 +217,53 @@ class Runner:
                     pid = trial.path / "pid"
                     if held(trial.path) and pid.is_file():
                         end(int(pid.read_text()))
-        self.console.print("\ninterrupted; the same command goes on from the newest checkpoints")
+        self.console.print("\ninterrupted; the same command resumes from the newest checkpoints")
 
     def _show(self, live: Live) -> None:
-        """Show the table; where there is no terminal, a line for every change."""
+        """Show the table, or print every change of a state if the output is not a terminal."""
         rows = [(trial, self._state(trial)) for trial in self.trials]
         if self.console.is_terminal:
             live.update(table(rows))
             return
         for trial, state in rows:
-            if self._said.get(trial.hash) != state and state != "pending":
+            if self._printed.get(trial.hash) != state and state != "pending":
                 detail = f": {last_error(trial)}" if state == "FAILED" else ""
                 line = f"{trial.row}, seed {trial.seed} ({trial.hash}) {state}{detail}"
                 self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-            self._said[trial.hash] = state
+            self._printed[trial.hash] = state
 
     def _state(self, trial: Trial) -> str:
-        if trial.hash in self._over:
-            return self._over[trial.hash]
+        if trial.hash in self._ended:
+            return self._ended[trial.hash]
         if trial.hash in self._active:
             return "running" if held(trial.path) else "queued"
         state = state_of(trial)
         return state if state == "running" else "pending"
 
 
-@contextlib.contextmanager
-def _quiet_children(folder: Path) -> Iterator[None]:
-    """Send what submitit's own processes say to a file: Ctrl-C reaches them too, and they answer with a traceback."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with (folder / "submitit.log").open("a") as file:
-            os.dup2(file.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+def _num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def table(rows: Sequence[tuple[Trial, str]]) -> Table:
-    """Return the progress of trials as a table."""
-    shown = Table("row", "seed", "state", "step", "clips/s", "left", box=None, pad_edge=False)
-    for trial, state in rows:
-        about = progress(trial)
-        step, speed = about.get("step", 0), about.get("clips_per_second")
-        left = ""
-        if state == "running" and speed:
-            left = f"{(1 - step / trial.steps) * trial.clips / speed / 60:.1f} min"
-        colour = {"finished": "green", "FAILED": "red", "running": "cyan"}.get(state, "")
-        name = escape(trial.row if trial.arm else f"({trial.row})")
-        cells = (f"{step}/{trial.steps}" if step else "", f"{speed:.0f}" if speed else "", left)
-        shown.add_row(name, str(trial.seed), f"[{colour}]{state}[/]" if colour else state, *cells)
-        if state == "FAILED":
-            shown.add_row("", "", f"[red]{escape(last_error(trial))}[/]")
-    return shown
-
-
-def _queued() -> set[str]:
-    """Return the ids of the jobs that SLURM still has to do."""
+def _queued_jobs() -> set[str]:
+    """Return the ids of the jobs that wait or run in SLURM."""
     command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", "--format=%i %T"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"squeue does not answer ({error}); asking again", file=sys.stderr)
-        return {"?"}
-    return {job for job, state in (line.split() for line in lines if line.strip()) if state in LIVE}
+        print(f"squeue failed ({error}); trying again", file=sys.stderr)
+        return {UNKNOWN}
+    return {job for job, state in (line.split() for line in lines if line.strip()) if state in QUEUED}
 
 
-def _death(job: submitit.Job[Any]) -> str:
-    """Return why a job ended without a word of its own."""
-    if not job.paths.result_pickle.exists():
+def _reason(job: Job) -> str:
+    """Return why a job died without writing an error."""
+    if isinstance(job, LocalJob) or not job.paths.result_pickle.exists():
         return "the process was killed, or died without a result (out of memory, or out of time?)"
     try:
         error = job.exception()
-    except Exception as unread:
-        return f"its result cannot be read ({unread}); is the disk full?"
+    except Exception as unreadable:
+        return f"its result cannot be read ({unreadable}); is the disk full?"
     lines = [line for line in str(error).splitlines() if line.strip() and not set(line.strip()) <= {"-"}]
     return lines[-1] if lines else "the process ended without a result"

@@ -1,14 +1,13 @@
-"""The report behind ``latte data check``: what a data set holds and which of its files cannot be used."""
+"""The report of `latte data check`: what a data set contains, and which of its files cannot be used."""
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from latte_pl.data.faceforensics import FaceForensicsVideos
-from latte_pl.data.folder import VideoFolder, too_short
+from latte_pl.data.folder import Indexing, VideoFolder, note_lines, too_short
 from latte_pl.data.index import open_index
 from latte_pl.data.skytimelapse import SkyTimelapseVideos
 from latte_pl.data.taichi import TaichiVideos
@@ -23,20 +22,22 @@ DATASETS: dict[str, type[VideoFolder]] = {
     "folder": VideoFolder,
 }
 BAR = 30  # characters of the longest bar
-BINS = 8
+BINS = 8  # bars of a histogram
 
 
 @dataclass
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        title: Data set, folder and clip.
-        splits: Usable videos of each split; "" where the layout has none.
-        classes: Usable videos of each class and split.
-        resolutions: Usable videos of each (width, height).
-        lengths: Frames of each usable video.
-        unusable: Path and reason.
+        title: The data set, its folder and the length of a clip.
+        splits: Number of usable videos of each split; "" if the layout has no splits.
+        classes: Number of usable videos of each class and split.
+        resolutions: Number of usable videos of each (width, height).
+        lengths: Number of frames of each usable video.
+        skipped: Path and reason of each video that cannot be used.
+        notes: Path and notes of each usable video.
+        exact: Whether all videos were decoded and all images opened.
     """
 
     title: str
@@ -44,18 +45,20 @@ class Report:
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     resolutions: Counter[tuple[int, int]] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
-    unusable: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, Sequence[str]]] = field(default_factory=list)
+    exact: bool = True
 
     @property
     def ok(self) -> bool:
-        """Whether there are videos and every one of them can be used."""
-        return bool(self.lengths) and not self.unusable
+        """Whether there is a video and every video can be used."""
+        return bool(self.lengths) and not self.skipped
 
     def __str__(self) -> str:
         """Format the report for a terminal."""
         lines = [self.title, ""]
         total = len(self.lengths)
-        lines += [f"{total:,} usable videos, {sum(self.lengths):,} frames; {len(self.unusable):,} unusable", ""]
+        lines += [f"{total:,} usable videos, {sum(self.lengths):,} frames; {len(self.skipped):,} unusable", ""]
         if total:
             lines += ["split", *_bars({name or "(no split)": n for name, n in self.splits.items()}), ""]
             if self.classes:
@@ -64,8 +67,12 @@ class Report:
             rest = sum(n for _, n in self.resolutions.most_common()[BINS:])
             lines += ["resolution", *_bars(sizes | ({"other": rest} if rest else {})), ""]
             lines += ["frames of a video", *_bars(_histogram(self.lengths)), ""]
-        if self.unusable:
-            lines += ["unusable", *(f"  {path}: {reason}" for path, reason in self.unusable)]
+        if notes := note_lines(self.notes):
+            lines += ["notes", *(f"  {line}" for line in notes), ""]
+        if not self.exact:
+            lines += ["the videos were not decoded, so damage is not found; lengths are those that the files state", ""]
+        if self.skipped:
+            lines += ["unusable", *(f"  {path}: {reason}" for path, reason in self.skipped)]
         else:
             lines += ["every video can be used" if total else "no video found"]
         return "\n".join(lines).encode(errors="backslashreplace").decode()
@@ -80,73 +87,72 @@ class Report:
 
 
 def check(
-    name: str,
-    path: str | Path,
+    dataset: str,
+    root: str | Path,
     num_frames: int = 16,
     interval: int = 3,
     cache_dir: str | Path | None = None,
     num_threads: int | None = None,
+    index: Indexing = "exact",
 ) -> Report:
-    """Open every file of a data set; what is found is kept in its index, so training knows it too.
+    """Open every file of a data set and report which can be used.
 
-    Videos are decoded to the end and images are decoded; only the latter is more than training itself checks.
+    Videos and images are decoded completely. Training decodes videos completely as well, but checks only the headers
+    and ends of images. The results are stored in the index of the data set, so that training skips the same videos.
 
     Args:
-        name: One of `DATASETS`.
-        path: Root of the data set.
-        num_frames: Frames of a clip.
-        interval: Distance between them.
-        cache_dir: Where the index is kept; None for the place that training uses.
-        num_threads: Files read at once; None for one per processor.
+        dataset: A name in `DATASETS`, or the import path of a subclass of `VideoFolder`.
+        root: Folder of the data set.
+        num_frames: Number of frames of a clip; shorter videos cannot be used.
+        interval: Distance between two frames of a clip, in frames of the video.
+        cache_dir: Folder of the index file; None stores it in a hidden folder below ``root``.
+        num_threads: Number of files to read at once; None uses one thread per processor.
+        index: "fast" trusts the containers and opens only the first image of a frame folder.
 
     Raises:
-        ValueError: When the data set is unknown.
-        FileNotFoundError: When the folder does not exist.
+        ValueError: The data set is unknown, or its module cannot be imported.
+        FileNotFoundError: The folder does not exist.
     """
-    if name not in DATASETS:
-        raise ValueError(f'no data set "{name}"; one of {", ".join(DATASETS)}')
-    root = Path(path).expanduser()
+    dataset_class = _dataset_class(dataset)
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"the folder {root} does not exist")
-    layout = DATASETS[name].layout(root)
+    layout = dataset_class.layout(root)
     needed = span(num_frames, interval)
-    report = Report(f"{name} in {root}, clips of {num_frames} frames at interval {interval} ({needed} frames)")
-    report.unusable += [(file, reason) for _, file, reason in layout.problems]
+    report = Report(f"{dataset} in {root}, clips of {num_frames} frames at interval {interval} ({needed} frames)")
+    report.skipped += [(file, reason) for _, file, reason in layout.problems]
     report.classes = {c: Counter() for c in layout.class_names}
-    entries = open_index(root, [item.found for item in layout.items], cache_dir, True, num_threads)
+    fast = index == "fast"
+    entries = open_index(root, [item.found for item in layout.items], cache_dir, not fast, num_threads, fast)
+    report.exact = all(entry.exact for entry in entries)
     for item, entry in zip(layout.items, entries):
         if entry.index is None:
-            report.unusable.append((item.found.path, entry.problem))
+            report.skipped.append((item.found.path, entry.problem))
         elif entry.index.num_frames < needed:
-            report.unusable.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval)))
+            report.skipped.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval)))
         else:
             report.splits[item.split] += 1
             report.resolutions[entry.index.width, entry.index.height] += 1
             report.lengths.append(entry.index.num_frames)
+            report.notes.append((item.found.path, entry.index.notes))
             if layout.class_names:
                 report.classes[layout.class_names[item.label]][item.split] += 1
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``latte data check``; return 0 when every file can be used, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="latte data check", description="Count the videos of a data set and name every file that is unusable."
-    )
-    parser.add_argument("dataset", choices=list(DATASETS))
-    parser.add_argument("path", help="root folder of the data set")
-    parser.add_argument("--num_frames", type=int, default=16, help="frames of a clip (default 16)")
-    parser.add_argument("--interval", type=int, default=3, help="distance between them (default 3)")
-    parser.add_argument("--cache_dir", help="where the index is kept, if not beside the data")
-    parser.add_argument("--num_threads", type=int, help="files read at once (default: one per processor)")
-    args = parser.parse_args(argv)
+def _dataset_class(name: str) -> type[VideoFolder]:
+    if name in DATASETS:
+        return DATASETS[name]
+    module, _, attribute = name.rpartition(".")
     try:
-        report = check(args.dataset, args.path, args.num_frames, args.interval, args.cache_dir, args.num_threads)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"latte data check: {error}", file=sys.stderr)
-        return 1
-    print(report)
-    return 0 if report.ok else 1
+        found = getattr(import_module(module), attribute, None) if module else None
+    except Exception as error:  # the module is a user's, and importing it runs it
+        raise ValueError(f"the data set {name} cannot be imported ({type(error).__name__}: {error})") from error
+    if not (isinstance(found, type) and issubclass(found, VideoFolder)):
+        raise ValueError(
+            f"unknown data set {name}; use {', '.join(DATASETS)}, or the import path of a subclass of VideoFolder"
+        )
+    return found
 
 
 def _histogram(lengths: Sequence[int]) -> dict[str, int]:

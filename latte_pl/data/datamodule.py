@@ -1,43 +1,49 @@
-"""LightningDataModules: a data set's two splits as streams of clips."""
+"""LightningDataModules: two splits of a data set as streams of clips, and the samples to draw."""
 
 from abc import abstractmethod
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from lightning import LightningDataModule
+from lightning import LightningDataModule, Trainer
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from latte_pl.data import captions
-from latte_pl.data.drawn import DrawnVideos
 from latte_pl.data.latents import CachedLatents
-from latte_pl.data.motion import classify_motion
-from latte_pl.data.shapes import MOTIONS, MovingShapes, is_held_out
+from latte_pl.data.requests import RequestBatches, SampleRequest, sample_requests
 from latte_pl.data.stream import BoundedBatches, ClipStream, FixedClips, GlobalBatches, VideoDataset
-from latte_pl.streams import run_seed
-
-Split = Literal["train", "val"]
+from latte_pl.data.workers import ignore_signals
+from latte_pl.types import Split
 
 
 class VideoDataModule(LightningDataModule):
-    """Streams clips of a data set.
+    """Stream clips of a data set for training and validation, and requests for samples for test and prediction.
+
+    Under a strategy with several devices the `Trainer` needs ``use_distributed_sampler=False``: the loaders share the
+    clips out by themselves, so that every number of devices trains on the same ones.
 
     Args:
         num_frames: Frames F of a clip.
         interval: Distance between the frames of a clip, in frames of the video.
         global_batch_size: Clips of one optimizer step, over all devices and accumulated batches.
         num_images: Single frames of other videos appended to each clip for joint training.
-        val_clips: Clips of the validation split that the held-out loss uses; at most all.
-        val_interval: Interval of the held-out clips and of the reals of a distance; that of training if None.
+        val_clips: Clips of the validation split that the held-out loss uses; all clips if the split has fewer.
+        val_interval: Interval of the held-out clips and of the real clips of a distance; None uses ``interval``.
         num_workers: Loader processes per device; 0 reads in the training process.
-        captions: Give clips with their captions, for ``conditioning="text"``.
+        captions: Add captions to the clips, for ``conditioning="text"``.
+        seed: Seed of the order of videos and of the random crop, start and flip of each clip.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     size: tuple[int, int]
     """Height and width of the clips in pixels."""
     fps: float = 8.0
     """Frames a second at which samples are shown."""
+    num_classes: ClassVar[int | None] = None
+    """Number of classes where the data set fixes it; None where the files decide."""
 
     def __init__(
         self,
@@ -49,6 +55,7 @@ class VideoDataModule(LightningDataModule):
         num_workers: int = 2,
         captions: bool = False,
         val_interval: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -64,8 +71,11 @@ class VideoDataModule(LightningDataModule):
                 raise ValueError(f"data.{name} is {value}; it must be at least {least}")
         self.num_frames, self.interval, self.global_batch_size = num_frames, interval, global_batch_size
         self.num_images, self.val_clips, self.num_workers = num_images, val_clips, num_workers
-        self.captions = captions
+        self.captions, self.seed = captions, seed
         self.val_interval = interval if val_interval is None else val_interval
+        self.requests: Sequence[SampleRequest] | None = None
+        self.request_batch_size = 16
+        self.request_seed: int | None = None
         self._datasets: dict[str, VideoDataset] = {}
 
     @abstractmethod
@@ -78,6 +88,18 @@ class VideoDataModule(LightningDataModule):
             self._datasets[split] = self.build(split)
         return self._datasets[split]
 
+    def videos(self, split: Split) -> Any:
+        """Return a split as pixels, also where training reads cached latents.
+
+        Raises:
+            FileNotFoundError: The video files do not exist.
+            ValueError: The datamodule has latents only.
+        """
+        dataset = self.dataset(split)
+        if dataset.key != "video":
+            raise ValueError(f"{type(self).__name__} has latents only, but an evaluation compares videos")
+        return dataset
+
     @property
     def class_names(self) -> list[str]:
         """Names of the classes, empty when unlabelled."""
@@ -88,42 +110,75 @@ class VideoDataModule(LightningDataModule):
         return None
 
     def prompts(self, count: int) -> list[str]:
-        """Return captions to sample from, those of the validation videos in turn."""
+        """Return captions to sample from: those of the validation videos in turn."""
         dataset: Any = self.dataset("val")
         return [dataset.caption(n % len(dataset)) for n in range(count)]
 
     def judge(self, videos: Tensor, labels: list[int], prompts: list[str]) -> str | None:
-        """Say what can be measured on samples (B, F, 3, H, W) uint8 of labels or prompts; None when nothing can."""
+        """Describe what can be measured on samples (B, F, 3, H, W) uint8; None where nothing can be measured.
+
+        Args:
+            videos: The samples.
+            labels: Class of each sample; empty for a model without classes.
+            prompts: Caption of each sample; empty for a model without captions.
+        """
+        return None
+
+    def observed_motions(self, videos: Tensor) -> list[int] | None:
+        """Return the motion that each sample (B, F, 3, H, W) uint8 shows; None where classes are not motions.
+
+        A motion is a class of the data, or -1 for a sample that shows none of them.
+        """
         return None
 
     def train_dataloader(self) -> DataLoader:
-        """Return the endless loader of this rank's training clips, continued after the trainer's last step."""
+        """Return the endless loader of this process's training clips, from the trainer's current step on."""
         assert self.trainer is not None
         stream = ClipStream(
             self.dataset("train"),
             self.num_frames,
             self.interval,
-            run_seed(),
+            self.seed,
             self.num_images,
             self.train_weights(),
             self.captions,
         )
-        batches = GlobalBatches(
-            self.global_batch_size,
-            self.trainer.global_rank,
-            self.trainer.world_size,
-            self.trainer.accumulate_grad_batches,
-            first_step=self.trainer.global_step,
-        )
-        return self._loader(stream, batches)
+        return self._loader(stream, TrainingBatches(self.trainer, self.global_batch_size))
 
     def val_dataloader(self) -> DataLoader:
-        """Return the loader of this rank's share of the fixed validation clips."""
+        """Return the loader of this process's share of the fixed validation clips."""
         assert self.trainer is not None
         clips = FixedClips(self.dataset("val"), self.num_frames, self.val_interval, self.val_clips, self.captions)
         world = self.trainer.world_size
         batch = -(-min(self.global_batch_size, clips.num_clips) // world) * world
         return self._loader(clips, BoundedBatches(batch, self.trainer.global_rank, world, num_clips=clips.num_clips))
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of this process's share of the samples to draw; see `set_requests`."""
+        return self._request_loader()
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of this process's share of the samples to draw; see `set_requests`."""
+        return self._request_loader()
+
+    def set_requests(self, requests: Sequence[SampleRequest], batch_size: int = 16, seed: int | None = None) -> None:
+        """Choose the samples that `test_dataloader` and `predict_dataloader` ask for.
+
+        Args:
+            requests: The samples; by default 16 that cycle through the classes, or through captions of the data.
+            batch_size: Samples that a device draws at once.
+            seed: Seed of the set of samples; None uses that of the module.
+        """
+        self.requests, self.request_batch_size, self.request_seed = requests, batch_size, seed
+
+    def _request_loader(self) -> DataLoader:
+        assert self.trainer is not None
+        requests = self.requests
+        if requests is None:
+            prompts = self.prompts(16) if self.captions else None
+            requests = sample_requests(16, list(range(len(self.class_names))), prompts)
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return RequestBatches(requests, self.request_batch_size, rank, world_size, self.request_seed).loader()
 
     def _loader(self, clips: Any, batches: GlobalBatches) -> DataLoader:
         return DataLoader(
@@ -132,92 +187,35 @@ class VideoDataModule(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=ignore_signals,
         )
 
 
-class Shapes(VideoDataModule):
-    """The embedded data: drawn videos of eight kinds of motion, which need no download.
+class TrainingBatches(GlobalBatches):
+    """`GlobalBatches` that start at the trainer's current step whenever an epoch starts.
 
-    Args:
-        size: Height and width in pixels, one number for a square.
-        num_videos: Training videos; 50,000 if None.
-        held_out: Colours that each motion is never trained with, 0 to 7, to sample them from captions.
-        latents: Folder of a cache made by `latte encode`, to train without drawing and codec passes.
-        kwargs: The arguments of `VideoDataModule`.
+    A trainer has several epochs if ``limit_train_batches`` is set.
     """
 
-    flip = False  # it would change the class
+    def __init__(self, trainer: Trainer, global_batch: int) -> None:
+        super().__init__(global_batch, trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+        self.trainer = trainer
 
-    def __init__(
-        self,
-        size: int | tuple[int, int] = 64,
-        num_videos: int | None = None,
-        latents: str | None = None,
-        held_out: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.num_videos, self.latents, self.held_out = num_videos, latents, held_out
-
-    def videos(self, split: Split) -> MovingShapes:
-        """Return one split as videos."""
-        count = self.num_videos if split == "train" else None
-        return MovingShapes(split, size=self.size, num_videos=count, held_out=self.held_out)
-
-    def open(self, split: str = "all", num_frames: int = 1, interval: int = 1) -> DrawnVideos:
-        """Return both splits as one list of videos, to be encoded."""
-        return DrawnVideos(self.videos("train"), self.videos("val"))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What a latent cache has to agree with, besides the codec."""
-        return self.open().settings()
-
-    def build(self, split: Split) -> VideoDataset:
-        """Open one split, from the cache if there is one."""
-        if self.latents is None:
-            return self.videos(split)
-        interval = self.interval if split == "train" else self.val_interval
-        return CachedLatents(self.latents, split, self.num_frames, interval, False, self.settings, self.captions)
-
-    def setup(self, stage: str) -> None:
-        """Refuse latents of another codec or text encoder than the model's.
-
-        Raises:
-            ValueError: When codec, scale or text encoder differ; both values are named.
-        """
-        check_codec(self)
-
-    def prompts(self, count: int) -> list[str]:
-        """Return captions of validation videos, a trained and a new combination in turn where some are held out."""
-        dataset = self.videos("val")
-        names = [dataset.attributes(n) for n in range(len(dataset))]
-        new = [n for n, name in enumerate(names) if is_held_out(name["colour"], name["motion"], self.held_out)]
-        groups = [group for group in (sorted(set(range(len(dataset))) - set(new)), new) if group]
-        turns = [divmod(n, len(groups)) for n in range(count)]
-        return [dataset.caption(groups[which][turn % len(groups[which])]) for turn, which in turns]
-
-    def judge(self, videos: Tensor, labels: list[int], prompts: list[str]) -> str | None:
-        """Say which share of samples moves as its label or prompt says, found by a tracker that learnt nothing."""
-        if videos.shape[1] < 3:  # too few frames for a motion
-            return None
-        if prompts:
-            return captions.judge(videos.cpu(), prompts, self.held_out)
-        right = sum(classify_motion(video) == label for video, label in zip(videos.cpu(), labels))
-        return f"{right} of {len(labels)} move as labelled ({right / len(labels):.0%}; chance {1 / len(MOTIONS):.1%})"
+    def __iter__(self) -> Iterator[list[int]]:
+        self.first_step = self.trainer.global_step
+        return super().__iter__()
 
 
-def check_codec(data: VideoDataModule) -> None:
-    """Refuse cached latents of another codec or text encoder than those of the model that is trained on them.
+def check_autoencoder(data: VideoDataModule) -> None:
+    """Refuse cached latents of another autoencoder or text encoder than those of the model that is trained on them.
 
     Raises:
-        ValueError: When codec, scale or text encoder differ; both values are named.
+        ValueError: When autoencoder, scale or text encoder differ; both values are named.
     """
     dataset, module = data.dataset("train"), getattr(data.trainer, "lightning_module", None)
     if not isinstance(dataset, CachedLatents) or module is None:
         return
-    settings = {"scale": module.codec.scale, "codec": module.codec.fingerprint()}
+    settings = {"scale": module.autoencoder.scale, "autoencoder": module.autoencoder.fingerprint()}
     if data.captions and module.net.conditioning == "text":
         settings["text"] = module.text_encoder.fingerprint()
     dataset.check(settings)

@@ -1,4 +1,4 @@
-"""The stream of training clips: for a seed, clip number n is the same for any number of workers and devices."""
+"""The order of training and validation clips, independent of the number of workers and devices."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,37 +10,59 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from latte_pl.streams import numpy_stream
+from latte_pl.rng import numpy_generator
 from latte_pl.types import Text
 
-Sampling = Literal["videos", "clips", "classes"]
+ClipSampling = Literal["videos", "clips", "classes"]
 
 
 @runtime_checkable
 class VideoDataset(Protocol):
-    """Random access to labelled videos; all randomness of a read comes from the generator that it is handed."""
+    """Random access to videos: what a data set must implement to be trained on.
+
+    All randomness of `read` must come from the generator that it is given; `draw_view` makes the usual draws. Data sets
+    of pixels need three more members for some commands:
+
+    - ``caption(index) -> str``, the caption of a video: for text conditioning.
+    - ``resize: str``, how pictures are fitted to their size, such as "centre-crop" or "none", and ``fingerprint() ->
+      str``, a hash of the files and settings that `read` depends on: for evaluation, which stores both with the
+      metrics.
+    - The members of `latte_pl.data.encoding.EncodableVideos`: for `latte encode`.
+
+    Videos in files are best read by a subclass of `VideoFolder`, which has all of them.
+    """
 
     class_names: list[str]
-    """Names of the classes, empty when the videos carry no labels."""
+    """Names of the classes, empty if the videos have no labels."""
     key: str
-    """The field of `VideoBatch` that `read` fills: "video" or "moments"."""
+    """The field of `VideoBatch` that `read` returns: "video" for pixels or "moments" for cached latents."""
 
     def __len__(self) -> int:
         """Return the number of videos."""
 
     def label(self, index: int) -> int:
-        """Return the class of a video, 0 when unlabelled."""
+        """Return the class of a video; 0 if the videos have no labels."""
 
     def read(self, index: int, num_frames: int, interval: int, rng: np.random.Generator | None) -> Tensor:
-        """Return a clip of one video; without a generator the evaluation view (fixed start, no flip)."""
+        """Return a clip of a video.
+
+        Args:
+            index: Index of the video.
+            num_frames: Number of frames F of the clip.
+            interval: Distance between two frames of the clip, in frames of the video.
+            rng: Source of all random choices; None returns the evaluation view, which is always the same.
+
+        Returns:
+            (F, 3, H, W) uint8 pixels, or moments (F, 2C, h, w).
+        """
 
 
 def captions(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
     """Return the captions of a clip and its images as a field of `VideoBatch`.
 
     Args:
-        dataset: Videos with ``caption(index)``, or with ``text(index)`` where the embeddings are cached.
-        indices: The clip's video, then each image's.
+        dataset: Videos with ``caption(index)``, or with ``text(index)`` if their token embeddings are cached.
+        indices: Index of the clip's video, followed by those of the images.
     """
     if hasattr(dataset, "text"):
         rows = [dataset.text(index) for index in indices]
@@ -51,20 +73,21 @@ def captions(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
 
 
 def sampling_weights(
-    kind: Sampling, lengths: Sequence[int], labels: Sequence[int], labelled: bool, needed: int
+    kind: ClipSampling, lengths: Sequence[int], labels: Sequence[int], labelled: bool, needed: int
 ) -> NDArray[np.float64] | None:
     """Return the probability of each video in training.
 
     Args:
-        kind: "videos": all alike (None: visit each once per epoch), as the paper does; "clips": in proportion to the
-            number of windows, so that every clip of the data set is equally likely; "classes": every class alike.
-        lengths: Frames of each video.
-        labels: Its class.
+        kind: "videos" makes all videos equally likely and returns None, which visits each video once per epoch, as in
+            the paper. "clips" makes all clips of the data set equally likely, so that longer videos are drawn more
+            often. "classes" makes all classes equally likely.
+        lengths: Number of frames of each video.
+        labels: Class of each video.
         labelled: Whether the data set has classes.
-        needed: Frames that a clip stretches over.
+        needed: Number of video frames from the first to the last frame of a clip.
 
     Raises:
-        ValueError: When the kind is unknown, or classes are asked of an unlabelled data set.
+        ValueError: ``kind`` is unknown, or it is "classes" and the data set has none.
     """
     if kind == "videos":
         return None
@@ -72,25 +95,28 @@ def sampling_weights(
         mass = np.array(lengths, dtype=np.float64) - needed + 1
     elif kind == "classes":
         if not labelled:
-            raise ValueError("the videos have no classes to balance; set data.sampling to videos or clips")
+            raise ValueError('data.sampling is "classes", but the videos have no classes; use "videos" or "clips"')
         counts = Counter(labels)
         mass = np.array([1 / counts[label] for label in labels])
     else:
-        raise ValueError(f'sampling is "videos", "clips" or "classes", not "{kind}"')
+        raise ValueError(f'data.sampling is "{kind}"; it must be "videos", "clips" or "classes"')
     return mass / mass.sum()
 
 
 class ClipStream(Dataset[dict[str, Any]]):
-    """Maps clip numbers to clips: epoch after epoch of permutations, or draws by weight; unbounded.
+    """The endless sequence of training clips: item n is the n-th clip since the start of training.
 
     Args:
         dataset: The videos.
-        num_frames: Frames F of a clip.
-        interval: Distance between the frames of a clip, in frames of the video.
-        seed: Names the stream.
-        num_images: Extra single frames N of other videos, appended for joint training.
-        weights: Probability of each video (any positive scale); None visits every video once per epoch.
-        captions: Whether clips come with their captions.
+        num_frames: Number of frames F of a clip.
+        interval: Distance between two frames of a clip, in frames of the video.
+        seed: Seed of the order of the videos and of the random view of each clip.
+        num_images: Number N of single frames of other videos, appended to each clip for joint training.
+        weights: Probability of each video, up to a factor; None visits every video once per epoch, in random order.
+        captions: Add the captions.
+
+    Raises:
+        ValueError: The data set is empty.
     """
 
     def __init__(
@@ -103,32 +129,31 @@ class ClipStream(Dataset[dict[str, Any]]):
         weights: np.ndarray | None = None,
         captions: bool = False,
     ) -> None:
-        if len(dataset) == 0:
-            raise ValueError("the dataset holds no videos; check the folder and the split")
+        _refuse_empty(dataset)
         self.dataset, self.num_frames, self.interval = dataset, num_frames, interval
         self.seed, self.num_images, self.captions = seed, num_images, captions
         self._cumulative = None if weights is None else np.cumsum(weights) / np.sum(weights)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def index(self, clip: int) -> int:
-        """Return which video clip number ``clip`` comes from."""
+        """Return the index of the video that a clip is taken from."""
         if self._cumulative is not None:
-            draw = numpy_stream(self.seed, "video", clip).random()
+            draw = numpy_generator(self.seed, "video", clip).random()
             return int(np.searchsorted(self._cumulative, draw, side="right"))
         epoch, place = divmod(clip, len(self.dataset))
         if epoch != self._epoch:
-            self._order = numpy_stream(self.seed, "order", epoch).permutation(len(self.dataset))
+            self._order = numpy_generator(self.seed, "order", epoch).permutation(len(self.dataset))
             self._epoch = epoch
         return int(self._order[place])
 
     def __getitem__(self, clip: int) -> dict[str, Any]:
-        """Return one item of a `VideoBatch`."""
-        rng = numpy_stream(self.seed, "clip", clip)
+        """Return an item of a `VideoBatch`."""
+        rng = numpy_generator(self.seed, "clip", clip)
         index = self.index(clip)
         frames = [self.dataset.read(index, self.num_frames, self.interval, rng)]
         videos = [index]
         for _ in range(self.num_images):
-            # another video than the clip's own, unless there is only one
+            # never the clip's own video, unless it is the only one
             other = int(index + 1 + rng.integers(max(len(self.dataset) - 1, 1))) % len(self.dataset)
             frames.append(self.dataset.read(other, 1, 1, rng))
             videos.append(other)
@@ -139,41 +164,63 @@ class ClipStream(Dataset[dict[str, Any]]):
 
 
 class FixedClips(Dataset[dict[str, Any]]):
-    """The evaluation view: ``num_clips`` clips spread evenly over the videos, without any random draw."""
+    """The validation clips: evaluation views of videos that are spread evenly over the data set.
+
+    Indices from ``num_clips`` on are padding, so that all batches have the same size. They repeat the first clips, have
+    ``padding`` True, and must not count in a mean.
+
+    Args:
+        dataset: The videos.
+        num_frames: Number of frames F of a clip.
+        interval: Distance between two frames of a clip, in frames of the video.
+        num_clips: Number of clips; all videos if the data set has fewer.
+        captions: Add the captions.
+
+    Raises:
+        ValueError: The data set is empty.
+    """
 
     def __init__(
         self, dataset: VideoDataset, num_frames: int, interval: int, num_clips: int, captions: bool = False
     ) -> None:
-        if len(dataset) == 0:
-            raise ValueError("the dataset holds no videos; check the folder and the split")
+        _refuse_empty(dataset)
         self.dataset, self.num_frames, self.interval = dataset, num_frames, interval
         self.num_clips, self.captions = min(num_clips, len(dataset)), captions
 
     def __getitem__(self, clip: int) -> dict[str, Any]:
-        """Return one item of a `VideoBatch`; numbers past the end are padding, to be given no weight."""
+        """Return an item of a `VideoBatch`."""
         index = (clip % self.num_clips) * len(self.dataset) // self.num_clips
-        video = self.dataset.read(index, self.num_frames, self.interval, None)
-        item = {self.dataset.key: video, "label": torch.tensor(self.dataset.label(index)), "clip": clip}
+        item = {
+            self.dataset.key: self.dataset.read(index, self.num_frames, self.interval, None),
+            "label": torch.tensor(self.dataset.label(index)),
+            "clip": clip,
+            "padding": torch.tensor(clip >= self.num_clips),
+        }
         return item | captions(self.dataset, [index]) if self.captions else item
 
 
-class GlobalBatches(Sampler[list[int]]):
-    """This rank's share of global batches of consecutive clip numbers.
+def _refuse_empty(dataset: VideoDataset) -> None:
+    if len(dataset) == 0:
+        raise ValueError("the data set has no videos; check its folder and its split")
 
-    Optimizer step k consumes the clips [k G, (k + 1) G), whatever the number of ranks and of accumulated
-    micro-batches, so that neither changes the result. With ``num_clips`` the last batch is padded with numbers
-    past the end: every rank sees equally many batches, as collectives need.
+
+class GlobalBatches(Sampler[list[int]]):
+    """The share of one process in global batches of consecutive clip indices.
+
+    Optimizer step k uses the clips k G to (k + 1) G - 1, whatever the number of processes and of accumulated batches,
+    so that neither changes which clips a step trains on. With ``num_clips``, the last batch is filled with indices of
+    ``num_clips`` and above, so that every process has the same number of batches, as collective operations require.
 
     Args:
-        global_batch: Clips G of one optimizer step.
+        global_batch: Number of clips G of one optimizer step.
         rank: This process, in [0, world_size).
         world_size: Number of processes.
-        accumulate: Micro-batches of one optimizer step.
-        first_step: Optimizer steps already taken.
-        num_clips: Length of the split; None for the endless stream of training.
+        accumulate: Number of accumulated batches of one optimizer step.
+        first_step: Number of optimizer steps already taken.
+        num_clips: Number of clips of the split; None for the endless stream of training.
 
     Raises:
-        ValueError: When the global batch cannot be shared out evenly.
+        ValueError: The global batch cannot be divided evenly.
     """
 
     def __init__(
@@ -188,8 +235,8 @@ class GlobalBatches(Sampler[list[int]]):
         parts = world_size * accumulate
         if global_batch < 1 or global_batch % parts:
             raise ValueError(
-                f"global_batch_size {global_batch} does not divide over {world_size} devices x {accumulate} "
-                f"accumulated batches; choose a multiple of {parts}"
+                f"data.global_batch_size {global_batch} cannot be divided by {world_size} devices x {accumulate} "
+                f"accumulated batches; use a multiple of {parts}"
             )
         self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
         self.accumulate, self.first_step, self.num_clips = accumulate, first_step, num_clips
@@ -205,9 +252,9 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 class BoundedBatches(GlobalBatches):
-    """`GlobalBatches` of a split of known length; endless training has no ``len``, on purpose."""
+    """`GlobalBatches` of a split of known length; the endless batches of training have no ``len``."""
 
     def __len__(self) -> int:
-        """Return the number of batches of this rank."""
+        """Return the number of batches of this process."""
         assert self.num_clips is not None
         return -(-self.num_clips // self.global_batch) * self.accumulate

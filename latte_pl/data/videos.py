@@ -1,4 +1,4 @@
-"""LightningDataModules of real videos: any folder, and the four data sets of the paper (arXiv 2401.03048)."""
+"""The base LightningDataModule of real videos, and the one for any folder of videos."""
 
 import logging
 from typing import Any, ClassVar, Literal
@@ -7,39 +7,41 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from numpy.typing import NDArray
 
-from latte_pl.data.datamodule import Split, VideoDataModule, check_codec
-from latte_pl.data.faceforensics import FaceForensicsVideos
-from latte_pl.data.folder import Split as AnySplit
-from latte_pl.data.folder import VideoFolder
+from latte_pl.data.datamodule import VideoDataModule, check_autoencoder
+from latte_pl.data.folder import Indexing, VideoFolder
 from latte_pl.data.latents import CachedLatents
-from latte_pl.data.skytimelapse import SkyTimelapseVideos
-from latte_pl.data.stream import Sampling
-from latte_pl.data.taichi import TaichiVideos
+from latte_pl.data.stream import ClipSampling
 from latte_pl.data.transforms import CROP
-from latte_pl.data.ucf101 import UCF101Videos
+from latte_pl.types import Split
 
 _log = logging.getLogger(__name__)
 
 
 class VideoFiles(VideoDataModule):
-    """A data set of video files or frame folders, read from the files or from latents that were encoded before.
+    """Base of the datamodules of video files or frame folders, read from the files or from cached latents.
+
+    A datamodule for another folder layout is a subclass that sets ``dataset_class``. Settings of its own that are also
+    arguments of ``dataset_class`` go into ``self.options``; they are then compared with those of a latent cache.
 
     Args:
-        root: The folder of the data set; with ``latents`` it need not exist.
-        size: Height and width in pixels, one number for a square; pictures are cropped to its aspect ratio around the
-            centre, then scaled.
-        split: What is trained on. "train" leaves the test (or held-out) videos to validation; "all" trains on every
-            video, so that the validation loss is one of training videos.
-        flip: Mirror half of the training clips.
-        sampling: "videos" visits every video once an epoch; "clips" makes every clip of the data set equally likely,
-            so long videos come more often; "classes" makes every class equally likely.
-        cache_dir: Where to keep the index of the files; None for a hidden folder in ``root``.
-        latents: Folder of a cache made by `latte encode`, to train without videos and codec passes.
-        kwargs: The arguments of `VideoDataModule`.
+        root: The folder of the data set. It need not exist if ``latents`` is given.
+        size: Height and width of the clips in pixels; one number for a square. Pictures are cropped around the centre
+            to this aspect ratio and then resized.
+        split: "train" keeps the test (or held-out) videos for validation. "all" trains on every video, so that the
+            validation videos are training videos too.
+        flip: Flip half of the training clips horizontally.
+        sampling: "videos" visits every video once per epoch. "clips" makes all clips of the data set equally likely, so
+            that longer videos are drawn more often. "classes" makes all classes equally likely.
+        cache_dir: Folder of the index file; None stores it in a hidden folder below ``root``.
+        latents: Folder of a latent cache made by `latte encode`. Training then reads neither videos nor runs the
+            autoencoder's encoder.
+        index: "exact" decodes every video once, before its first use. "fast" trusts the containers and takes a
+            fraction of the time, see `VideoFolder`.
+        kwargs: Arguments of `VideoDataModule`.
     """
 
-    videos: ClassVar[type[VideoFolder]]
-    """The data set as files."""
+    dataset_class: ClassVar[type[VideoFolder]]
+    """The data set that reads the files."""
 
     def __init__(
         self,
@@ -47,25 +49,26 @@ class VideoFiles(VideoDataModule):
         size: int | tuple[int, int] = 256,
         split: Literal["train", "all"] = "train",
         flip: bool = True,
-        sampling: Sampling = "videos",
+        sampling: ClipSampling = "videos",
         cache_dir: str | None = None,
         latents: str | None = None,
+        index: Indexing = "exact",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root, self.split, self.flip, self.sampling = root, split, flip, sampling
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self.cache_dir, self.latents = cache_dir, latents
+        self.cache_dir, self.latents, self.index = cache_dir, latents, index
         self.options: dict[str, Any] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a latent cache has to agree with, besides the codec."""
+        """Settings that a latent cache must match, in addition to those of the autoencoder."""
         return {"size": list(self.size), "crop": CROP, "data": type(self).__name__, **self.options}
 
-    def open(self, split: AnySplit, num_frames: int, interval: int) -> VideoFolder:
-        """Open the files of a split for clips of this many frames."""
-        return self.videos(
+    def open(self, split: Split, num_frames: int, interval: int) -> VideoFolder:
+        """Open the files of a split for clips of ``num_frames`` frames at an interval."""
+        return self.dataset_class(
             self.root,
             size=self.size,
             num_frames=num_frames,
@@ -74,12 +77,13 @@ class VideoFiles(VideoDataModule):
             flip=self.flip,
             cache_dir=self.cache_dir,
             captions=self.captions,
+            index=self.index,
             **self.options,
         )
 
     def build(self, split: Split) -> VideoFolder | CachedLatents:
-        """Open one split, from the cache if there is one."""
-        wanted: AnySplit = "all" if self.split == "all" else split
+        """Open a split: the latent cache if there is one, else the files."""
+        wanted: Split = "all" if self.split == "all" else split
         intervals = {"train": self.interval, "val": self.val_interval, "all": max(self.interval, self.val_interval)}
         interval = intervals[wanted]
         if self.latents is None:
@@ -88,103 +92,59 @@ class VideoFiles(VideoDataModule):
         return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, settings, self.captions)
 
     def dataset(self, split: Split) -> VideoFolder | CachedLatents:
-        """Return one split, opened at most once; training on everything, both are one."""
+        """Return a split, which is opened only once; with ``split="all"`` both splits are the same data set."""
         found = super().dataset("train" if self.split == "all" else split)
         assert isinstance(found, VideoFolder | CachedLatents)
         return found
 
+    def videos(self, split: Split) -> VideoFolder:
+        """Return a split as pixels, also where training reads cached latents.
+
+        Raises:
+            FileNotFoundError: The video files do not exist.
+        """
+        found = self.dataset(split)
+        if isinstance(found, VideoFolder):
+            return found
+        return self.open("all" if self.split == "all" else split, self.num_frames, self.val_interval)
+
     def prepare_data(self) -> None:
-        """Open both splits on one process per node first, so that no other one has to index the files."""
+        """Open both splits on one process per node, so that the other processes find the files indexed.
+
+        Prediction draws samples and needs no videos.
+        """
+        if self.trainer is not None and self.trainer.predicting:
+            return
         self.dataset("train")
         self.dataset("val")
         if self.split == "all":
-            _warn(f"data.split is all: the validation videos of {self.root} are training videos")
+            rank_zero_only(_log.warning)(f"data.split is all: the validation videos of {self.root} are training videos")
 
     def setup(self, stage: str) -> None:
-        """Refuse latents of another codec or text encoder than the model's.
+        """Check that cached latents match the model's autoencoder and text encoder.
 
         Raises:
-            ValueError: When codec, scale or text encoder differ; both values are named.
+            ValueError: The autoencoder, the scale or the text encoder differs; the message states both values.
         """
-        check_codec(self)
+        if stage != "predict":  # prediction needs no videos
+            check_autoencoder(self)
 
     def train_weights(self) -> NDArray[np.float64] | None:
-        """Return the probability of each training video."""
+        """Return the probability of each training video; None visits every video once per epoch."""
         return self.dataset("train").weights(self.sampling)
 
 
 class Folder(VideoFiles):
-    """Any folder of real videos: ``<video>.mp4`` or ``<class>/<video>.mp4``, also below ``train`` and ``test``.
+    """Any folder of videos: ``<video>.mp4`` or ``<class>/<video>.mp4``, also below ``train`` and ``test``.
 
     Args:
         root: The folder.
-        holdout: Share of the videos held out for validation when the folder has no split for it.
-        kwargs: The arguments of `VideoFiles`.
+        holdout: Share of the videos that is held out for validation if the folder has no split for it.
+        kwargs: Arguments of `VideoFiles`.
     """
 
-    videos = VideoFolder
+    dataset_class = VideoFolder
 
     def __init__(self, root: str, holdout: float = 0.1, **kwargs: Any) -> None:
         super().__init__(root, **kwargs)
         self.options = {"holdout": holdout}
-
-
-class UCF101(VideoFiles):
-    """UCF101 as it is distributed, 101 classes of human action.
-
-    Labels follow the official ``classInd.txt``. The official code of Latte sorts the folders by character code
-    instead, which swaps HammerThrow with Hammering and JumpRope with JumpingJack: mind the order with its weights.
-
-    Args:
-        root: The folder that holds ``UCF-101`` and ``ucfTrainTestlist``.
-        fold: Which of the three official splits; ``split: all`` needs none.
-        kwargs: The arguments of `VideoFiles`.
-    """
-
-    videos = UCF101Videos
-
-    def __init__(self, root: str, fold: Literal[1, 2, 3] = 1, **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
-        self.options = {"fold": fold}
-
-
-class FaceForensics(VideoFiles):
-    """FaceForensics as preprocessed videos or frame folders, flat or in ``train`` and ``test``; unlabelled.
-
-    Args:
-        root: The folder.
-        holdout: Share of the videos held out for validation when the folder has no split for it.
-        kwargs: The arguments of `VideoFiles`.
-    """
-
-    videos = FaceForensicsVideos
-
-    def __init__(self, root: str, holdout: float = 0.1, **kwargs: Any) -> None:
-        super().__init__(root, **kwargs)
-        self.options = {"holdout": holdout}
-
-
-class SkyTimelapse(VideoFiles):
-    """SkyTimelapse as it is distributed, nested folders of JPEG frames; unlabelled and, as in the paper, not mirrored.
-
-    Args:
-        root: The folder that holds ``sky_train`` and ``sky_test``.
-        flip: Mirror half of the training clips.
-        kwargs: The arguments of `VideoFiles`.
-    """
-
-    videos = SkyTimelapseVideos
-
-    def __init__(self, root: str, flip: bool = False, **kwargs: Any) -> None:
-        super().__init__(root, flip=flip, **kwargs)
-
-
-class TaichiHD(VideoFiles):
-    """Taichi-HD as frame folders or videos in ``train`` and ``test``; unlabelled."""
-
-    videos = TaichiVideos
-
-
-@rank_zero_only
-def _warn(message: str) -> None:
-    _log.warning(message)

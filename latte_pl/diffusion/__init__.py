@@ -1,4 +1,4 @@
-"""Objectives, samplers and guidance; the denoiser is any callable ``model(x, t)``."""
+"""Diffusion objectives, samplers and classifier-free guidance; the model is any callable ``model(x, t)``."""
 
 from latte_pl.diffusion.base import Diffusion
 from latte_pl.diffusion.flow import RectifiedFlow

@@ -1,4 +1,4 @@
-"""Rectified flow: straight paths from data to noise, velocity prediction."""
+"""Rectified flow: straight paths from data to noise, with velocity prediction."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ from latte_pl.diffusion.base import Diffusion, Draw, Model, Progress, at_least_f
 class RectifiedFlow(Diffusion):
     """Velocity prediction on x_s = (1 - s) x + s eps, s in [0, 1] (Liu et al. 2022; Esser et al. 2024, section 3.1).
 
-    The model gives eps - x and sees the timestep 1000 s, on the scale that a Gaussian chain has. Training draws s from
-    the logit-normal distribution: sigmoid of a Gaussian. Samplers: "euler" and "heun", at equal steps of s.
+    The model predicts eps - x and gets the timestep 1000 s, as with Gaussian diffusion. Training draws s from a
+    logit-normal distribution. Samplers: "euler" and "heun", with equal steps of s.
 
     Args:
-        mean: Mean of the logit of s; above 0 leans to noise.
+        mean: Mean of the logit of s; positive values favour noisy timesteps.
         std: Standard deviation of the logit of s.
 
     Raises:
@@ -30,26 +30,29 @@ class RectifiedFlow(Diffusion):
         self.mean, self.std = mean, std
 
     def timesteps(self, u: Tensor) -> Tensor:
-        """Map uniforms (B,) in [0, 1) to timesteps (B,), float32 in [0, 1000], by the logit-normal's inverse CDF."""
+        """Map uniform samples (B,) in [0, 1) to timesteps (B,), float32 in [0, 1000], by the inverse CDF."""
         logit = self.mean + self.std * torch.special.ndtri(u.double())
         return (1000.0 * logit.sigmoid()).float()
 
     def loss(self, model: Model, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return "loss" and "mse", the same, (B, F): means over C, H and W of the squared error of the velocity.
+        """Compute the squared error of the velocity.
 
         Args:
             model: The denoiser.
             x: Clean latents (B, F, C, H, W).
             t: Timesteps (B,) float in [0, 1000].
-            noise: Standard normal noise like ``x``.
+            noise: Standard normal noise (B, F, C, H, W).
+
+        Returns:
+            "loss" and "mse", which are equal, (B, F): means over C, H and W.
 
         Raises:
-            ValueError: The model does not give as many channels as ``x`` has.
+            ValueError: The output of the model does not have the shape of ``x``.
         """
         model = in_dtype(model, x.dtype)
         x, noise = at_least_float32(x), at_least_float32(noise)
         s = t.to(x)[:, None, None, None, None] / 1000.0  # (B, 1, 1, 1, 1)
-        velocity = _checked(model, torch.lerp(x, noise, s), t)  # (B, F, C, H, W)
+        velocity = _velocity(model, torch.lerp(x, noise, s), t)  # (B, F, C, H, W)
         mse = (velocity - (noise - x)).square().mean(dim=(2, 3, 4))  # (B, F)
         return {"loss": mse, "mse": mse}
 
@@ -57,15 +60,15 @@ class RectifiedFlow(Diffusion):
         self, model: Model, x: Tensor, sampler: str, steps: int, eta: float, draw: Draw, progress: Progress
     ) -> Tensor:
         solve = samplers.euler if sampler == "euler" else samplers.heun
-        return solve(lambda x, t: _checked(model, x, t), x, steps, progress)
+        return solve(lambda x, t: _velocity(model, x, t), x, steps, progress)
 
 
-def _checked(model: Model, x: Tensor, t: Tensor) -> Tensor:
-    """Evaluate a model and refuse an output that is not a velocity."""
+def _velocity(model: Model, x: Tensor, t: Tensor) -> Tensor:
+    """Evaluate the model and check the shape of its output."""
     output = model(x, t)
     if output.shape != x.shape:
         raise ValueError(
-            f"the model gives {tuple(output.shape)} for {tuple(x.shape)}; a velocity has the shape of x, and "
-            "no variance is learned: set the model's learn_sigma to false"
+            f"the model returns shape {tuple(output.shape)} for an input of shape {tuple(x.shape)}; a velocity has the "
+            "shape of the input, without a variance: set learn_sigma of the model to false"
         )
     return output

@@ -1,4 +1,4 @@
-"""The paper's objective: a Gaussian chain of 1000 steps, noise prediction, learned variance."""
+"""Gaussian diffusion, the paper's objective: 1000 steps, noise prediction, learned variance."""
 
 import math
 
@@ -11,16 +11,16 @@ from latte_pl.diffusion.schedule import NUM_TIMESTEPS, Coefficients, Schedule, e
 
 
 class GaussianDiffusion(Diffusion):
-    """Noise prediction on 1000 linear betas, with the variance learned between its bounds or fixed at beta.
+    """Noise prediction with 1000 linear betas; the variance is learned, or fixed at beta.
 
-    Loss: ``mse + vb`` (Nichol and Dhariwal 2021, L_hybrid with weight 1, as the official Latte trains), or ``mse``
-    alone with a fixed variance. Samplers: "ddpm" (ancestral, respaced), "ddim", "dpm++" (diffusers' DPM-Solver++ 2M).
-    Predictions of x_0 are not clipped: latents have no range.
+    The loss is ``mse + vb`` (L_hybrid of Nichol and Dhariwal 2021 with weight 1, as in the official Latte), or ``mse``
+    with a fixed variance. Samplers: "ddpm" (respaced), "ddim" and "dpm++" (DPM-Solver++ 2M of diffusers). Predictions
+    of x_0 are not clipped, because latents are unbounded.
 
     Args:
-        learn_sigma: Learn the variance; the model then gives 2C channels, noise first.
-        min_snr_gamma: Weigh the ``mse`` of a step in training by min(SNR, gamma) / SNR, its weight for noise prediction
-            (Hang et al. 2023, Min-SNR-gamma; their gamma is 5), with SNR = a / (1 - a). None weighs nothing.
+        learn_sigma: Learn the variance; the model then has 2C output channels, noise first.
+        min_snr_gamma: Weight the training ``mse`` of a step by min(SNR, gamma) / SNR (Min-SNR, Hang et al. 2023, with
+            gamma = 5). None uses no weights.
 
     Raises:
         ValueError: ``min_snr_gamma`` is not positive.
@@ -36,22 +36,24 @@ class GaussianDiffusion(Diffusion):
         self.schedule = Schedule()
 
     def timesteps(self, u: Tensor) -> Tensor:
-        """Map uniforms (B,) in [0, 1), float32 or float64, to timesteps (B,), int64 in 0..999, all equally likely."""
+        """Map uniform samples (B,) in [0, 1) to timesteps (B,), uniform int64 in 0..999."""
         return (u * NUM_TIMESTEPS).long()
 
     def loss(self, model: Model, x: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return "loss", "mse" and, with a learned variance, "vb" in bits; each (B, F), means over C, H and W.
-
-        Only "loss" has the weights of ``min_snr_gamma``.
+        """Compute the squared error of the noise and the variational bound.
 
         Args:
             model: The denoiser.
             x: Clean latents (B, F, C, H, W).
             t: Timesteps (B,) int64 in 0..999.
-            noise: Standard normal noise like ``x``.
+            noise: Standard normal noise (B, F, C, H, W).
+
+        Returns:
+            "loss", "mse" and, with a learned variance, "vb" in bits; each (B, F): means over C, H and W. Only "loss" is
+            weighted by ``min_snr_gamma``.
 
         Raises:
-            ValueError: The model's number of channels does not suit ``learn_sigma``.
+            ValueError: The number of output channels does not match ``learn_sigma``.
         """
         model = in_dtype(model, x.dtype)
         x, noise = at_least_float32(x), at_least_float32(noise)
@@ -65,26 +67,27 @@ class GaussianDiffusion(Diffusion):
             weighted = (self.min_snr_gamma * inverse_snr).clamp(max=1.0) * mse
         if v is None:
             return {"loss": weighted, "mse": mse}
-        # the bound trains the variance alone
+        # the bound has no gradient with respect to the noise prediction
         vb = variational_bound(c, x, error.detach(), samplers.log_variance(c, v), t == 0)  # (B, F)
         return {"loss": weighted + vb, "mse": mse, "vb": vb}
 
     def _split(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Split a model's output (B, F, C or 2C, H, W) into noise and variance, each (B, F, C, H, W)."""
+        """Split the output (B, F, C or 2C, H, W) of the model into noise and variance, each (B, F, C, H, W)."""
         channels = x.shape[2]
         expected = 2 * channels if self.learn_sigma else channels
         if output.shape[2] != expected:
             raise ValueError(
-                f"the model gives {output.shape[2]} channels for {channels}; learn_sigma={self.learn_sigma} needs "
-                f"{expected}, set learn_sigma of model and diffusion alike"
+                f"the model returns {output.shape[2]} channels for {channels} input channels, but "
+                f"learn_sigma={self.learn_sigma} needs {expected}; set learn_sigma of model and diffusion to the same "
+                "value"
             )
         return (output[:, :, :channels], output[:, :, channels:]) if self.learn_sigma else (output, None)
 
     def check(self, sampler: str, steps: int, eta: float = 0.0) -> None:
-        """Refuse arguments that ``sample`` cannot take.
+        """Check the arguments of ``sample``.
 
         Raises:
-            ValueError: As every objective's, or a number of steps that the sampler does not make.
+            ValueError: As in `Diffusion.check`, or the sampler does not support this number of steps.
         """
         super().check(sampler, steps, eta)
         if sampler == "ddpm":
@@ -101,26 +104,29 @@ class GaussianDiffusion(Diffusion):
             return self._split(model(x, t), x)
 
         if sampler == "ddpm":
-            return samplers.ancestral(predict, x, Schedule(evenly_spaced(steps)), draw, progress)
+            return samplers.ddpm(predict, x, Schedule(evenly_spaced(steps)), draw, progress)
         if sampler == "ddim":
             return samplers.ddim(predict, x, Schedule(integer_stride(steps)), eta, draw, progress)
-        return samplers.multistep(predict, x, steps, progress)
+        return samplers.dpm_solver_multistep(predict, x, steps, progress)
 
 
 def variational_bound(c: Coefficients, x: Tensor, error: Tensor, log_variance: Tensor, first: Tensor) -> Tensor:
-    """Return one step's term of the variational bound in bits, (B, F): means over C, H and W.
+    """Compute the term of the variational bound of one step, in bits (Ho et al. 2020, equation 5).
 
-    Ho et al. 2020, equation 5: the divergence of p(x_{t-1} | x_t) from q(x_{t-1} | x_t, x_0), at the first step the
-    likelihood of x_0 under p(x_0 | x_1), discretised to the 256 levels of [-1, 1] as the official code has it.
+    It is the KL divergence of p(x_{t-1} | x_t) from q(x_{t-1} | x_t, x_0). At the first step it is the negative
+    log-likelihood of x_0 under p(x_0 | x_1), discretised to 256 levels in [-1, 1] as in the official code.
 
     Args:
         c: Coefficients of the steps.
         x: Clean latents (B, F, C, H, W).
-        error: Predicted noise minus noise, like ``x``.
-        log_variance: Logarithm of the variance of p(x_{t-1} | x_t), like ``x``.
-        first: (B,) bool, whether the step is the first one.
+        error: Predicted noise minus noise (B, F, C, H, W).
+        log_variance: Logarithm of the variance of p(x_{t-1} | x_t), broadcastable to ``x``.
+        first: (B,) bool, True for the first step.
+
+    Returns:
+        (B, F): means over C, H and W.
     """
-    # x_0 minus its prediction is ratio * error: taken from there, nothing cancels
+    # x_0 minus its prediction, computed from the error of the noise to avoid cancellation
     distance = c.ratio * error  # (B, F, C, H, W)
     gap = c.log_variance_min - log_variance
     divergence = 0.5 * (gap.exp() - 1.0 - gap + (c.mean_x0 * distance).square() * (-log_variance).exp())
@@ -130,12 +136,15 @@ def variational_bound(c: Coefficients, x: Tensor, error: Tensor, log_variance: T
 
 
 def discretised_log_likelihood(x: Tensor, distance: Tensor, log_std: Tensor) -> Tensor:
-    """Return the log-probability, in nats, of the level of width 2/255 around ``x``; outer levels have no end.
+    """Compute the log-probability, in nats, of the interval of width 2/255 around ``x`` under a Gaussian.
 
     Args:
-        x: Values, of which those below -0.999 and above 0.999 lie in an outer level.
+        x: Values; the intervals of those below -0.999 and above 0.999 extend to infinity.
         distance: ``x`` minus the mean of the Gaussian.
         log_std: Logarithm of its standard deviation.
+
+    Returns:
+        Log-probabilities with the shape of ``x``.
     """
     precision = (-log_std).exp()
     upper = _normal_cdf(precision * (distance + 1.0 / 255.0))
@@ -145,5 +154,5 @@ def discretised_log_likelihood(x: Tensor, distance: Tensor, log_std: Tensor) -> 
 
 
 def _normal_cdf(z: Tensor) -> Tensor:
-    """Approximate the normal distribution function by a tanh, as the objective of the official code does."""
+    """Approximate the standard normal CDF with a tanh, as in the official code."""
     return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z.pow(3))))

@@ -1,4 +1,4 @@
-"""Noise schedules of the Gaussian chain: tables in float64, and which timesteps a shorter chain keeps."""
+"""The noise schedule of Gaussian diffusion: coefficients of its steps, and respacing to fewer steps."""
 
 from collections.abc import Sequence
 from itertools import accumulate, repeat
@@ -11,9 +11,9 @@ NUM_TIMESTEPS = 1000
 
 
 class Coefficients(NamedTuple):
-    """What one step of the chain needs, each a scalar or (B, 1, 1, 1, 1); equations of Ho et al. 2020 (DDPM).
+    """Coefficients of one step, each a scalar or (B, 1, 1, 1, 1); equations of Ho et al. 2020 (DDPM).
 
-    With a the product of 1 - beta up to this step, p that up to the step before (1 at the first step).
+    a is the product of 1 - beta up to this step, p the product up to the step before (1 at the first step).
     """
 
     signal: Tensor
@@ -29,24 +29,24 @@ class Coefficients(NamedTuple):
     mean_x0: Tensor
     """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (equation 7)."""
     mean_xt: Tensor
-    """Weight of x_t in that mean."""
+    """Weight of x_t in this mean."""
     log_variance_min: Tensor
-    """Logarithm of the variance of q(x_{t-1} | x_t, x_0); at the first step, where that is 0, of the second step's."""
+    """Logarithm of the variance of q(x_{t-1} | x_t, x_0); at the first step, where it is 0, that of the second step."""
     log_variance_max: Tensor
     """log(beta)."""
 
     def x0(self, x: Tensor, eps: Tensor) -> Tensor:
-        """Return the x_0 for which ``x`` holds the noise ``eps``."""
+        """Compute x_0 from x_t and its noise ``eps``."""
         return x / self.signal - self.ratio * eps
 
 
 class Schedule:
-    """Coefficients of the chain that visits some timesteps of the 1000 linear betas 1e-4 to 0.02.
+    """Coefficients of the 1000 linear betas from 1e-4 to 0.02, or of a subset of their timesteps.
 
-    A shorter chain keeps the noise levels of its timesteps and takes the betas that lead from one to the next.
+    A respaced schedule keeps the noise levels of its timesteps; its betas lead from one level to the next.
 
     Args:
-        timesteps: Ascending timesteps in 0..999; None is all of them.
+        timesteps: Ascending timesteps in 0..999; None uses all.
     """
 
     def __init__(self, timesteps: Sequence[int] | None = None) -> None:
@@ -71,15 +71,15 @@ class Schedule:
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def step(self, index: int) -> Coefficients:
-        """Return the coefficients of one step of this chain, scalars on the CPU that combine with any device."""
+        """Return the coefficients of one step of this schedule, scalars on the CPU that combine with any device."""
         return Coefficients(*self.table[:, index].unbind())
 
     def at(self, index: Tensor, like: Tensor) -> Coefficients:
         """Return the coefficients of steps (B,), each (B, 1, 1, 1, 1) in the dtype and on the device of ``like``."""
-        place = (like.device, like.dtype)
-        if place not in self._copies:  # copied once, so that a training step never waits for the host
-            self._copies[place] = self.table.to(like.dtype).to(like.device)
-        return Coefficients(*self._copies[place][:, index, None, None, None, None].unbind())
+        key = (like.device, like.dtype)
+        if key not in self._copies:  # copied once, so that training steps do not wait for the transfer
+            self._copies[key] = self.table.to(like.dtype).to(like.device)
+        return Coefficients(*self._copies[key][:, index, None, None, None, None].unbind())
 
 
 def linear_betas() -> Tensor:
@@ -88,29 +88,29 @@ def linear_betas() -> Tensor:
 
 
 def evenly_spaced(steps: int) -> list[int]:
-    """Return timesteps from 0 to 999, rounded from an equal fractional stride (Nichol and Dhariwal 2021).
+    """Return timesteps from 0 to 999 with equal fractional stride, rounded (Nichol and Dhariwal 2021).
 
     Raises:
-        ValueError: Fewer than 2 steps or more than 1000.
+        ValueError: There are fewer than 2 or more than 1000 steps.
     """
     if not 2 <= steps <= NUM_TIMESTEPS:
         raise ValueError(f"steps is {steps}; this sampler takes 2 to {NUM_TIMESTEPS}")
     stride = (NUM_TIMESTEPS - 1) / (steps - 1)
-    # summed, not multiplied: the official code rounds the running sum, and ties fall differently
+    # a running sum as in the official code: products would round some ties differently
     return [round(t) for t in accumulate(repeat(stride, steps - 1), initial=0.0)]
 
 
 def integer_stride(steps: int) -> list[int]:
-    """Return timesteps 0, s, 2s, ... for the integer stride s that gives this many (Song et al. 2021, DDIM).
+    """Return timesteps 0, s, 2s, ... for the integer stride s with this number of steps (Song et al. 2021, DDIM).
 
     Raises:
-        ValueError: No integer stride gives this many steps.
+        ValueError: No integer stride has this number of steps.
     """
-    strides = {len(range(0, NUM_TIMESTEPS, s)): s for s in range(NUM_TIMESTEPS - 1, 0, -1)}  # the smallest s stays
+    strides = {len(range(0, NUM_TIMESTEPS, s)): s for s in range(NUM_TIMESTEPS - 1, 0, -1)}  # the smallest s is kept
     if steps not in strides:
         near = sorted(sorted(strides, key=lambda count: abs(count - steps))[:2])
         raise ValueError(
-            f"steps is {steps}, and no integer stride through {NUM_TIMESTEPS} timesteps makes so many; "
+            f"steps is {steps}, but no integer stride through {NUM_TIMESTEPS} timesteps has this number of steps; "
             f"take {near[0]} or {near[1]}"
         )
     return list(range(0, NUM_TIMESTEPS, strides[steps]))

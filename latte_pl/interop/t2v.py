@@ -1,20 +1,19 @@
-"""Latte's released text-to-video model, the `LatteTransformer3DModel` of diffusers, behind this package's forward."""
+"""Latte's released text-to-video model, `LatteTransformer3DModel` of diffusers, as a denoiser of this package."""
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import LatteTransformer3DModel
 from torch import Tensor, nn
 
+from latte_pl.autoencoders.hub import load_pretrained, read_config
 from latte_pl.nn.denoiser import Denoiser
-from latte_pl.streams import torch_stream
+from latte_pl.rng import torch_generator
 from latte_pl.types import Text
 
-# what else the released model is; its width, depth and the like are arguments
+CLASS_NAME = "LatteTransformer3DModel"
+# settings of the released model that are not arguments here
 FIXED = {
     "activation_fn": "gelu-approximate",
     "attention_bias": True,
@@ -24,40 +23,40 @@ FIXED = {
     "num_embeds_ada_norm": 1000,
     "dropout": 0.0,
 }
-# tables computed from these are no weights, so a model may have others
-FREE = ("sample_size", "video_length")
-# added to the attention score of a token that a mask hides: none is left of it in any precision
-HIDDEN = -10000.0
+# settings that may differ from the released model: position tables are computed from them, no weights depend on them
+MAY_DIFFER = ("sample_size", "video_length")
+# added to the attention scores of masked tokens; exp(MASKED) is 0 in every precision
+MASKED = -10000.0
 
 
 class TextToVideo(Denoiser):
-    """Predict noise and variance of video latents from captions by the text-to-video model of Latte (Latte-1).
+    """Predict noise and variance of video latents from captions with Latte's text-to-video model (Latte-1).
 
     The defaults are those of the released weights ("maxin-cn/Latte-1"), which `load` reads: 28 spatial blocks with
-    cross-attention to T5's embeddings, each followed by a temporal block.
+    cross-attention to T5 embeddings, each followed by a temporal block.
 
-    A caption without tokens, one whose mask is False throughout, is the null caption of classifier-free guidance: one
-    trained embedding, which `set_null_caption` sets to what the text encoder makes of the empty prompt. The released
-    weights were guided so, and know no other.
+    A caption whose tokens are all masked is the null caption of classifier-free guidance. It has one embedding, which
+    is a parameter. `set_null_caption` sets it to the text encoder's embedding of the empty prompt, which the released
+    weights need.
 
     Args:
-        hidden_size: width D.
-        depth: number of spatial blocks, and of temporal ones.
-        num_heads: attention heads of a block.
-        patch_size: p, in latent cells.
+        hidden_size: Width D.
+        depth: Number of spatial blocks, which is also the number of temporal blocks.
+        num_heads: Attention heads of a block.
+        patch_size: Side of a patch, in latent cells.
         input_size: (H, W) of the latents, or one number for both; divisible by ``patch_size``.
-        sample_size: side of the square latents that the weights were trained on; the position code of latents of
-            another size is the same one, stretched.
-        in_channels: channels C of the latents.
-        num_frames: frames F of a clip; the model takes these or one.
-        learn_sigma: 2C output channels (noise, then variance) for C.
-        text_dim: width E of the text encoder's embeddings.
-        text_length: tokens L of a caption. `forward` takes any number.
-        class_dropout: rate at which the caller drops captions in training.
-        activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        sample_size: Side of the square latents that the weights were trained on. Position codes of latents of another
+            size are interpolated.
+        in_channels: Latent channels C.
+        num_frames: Frames F of a clip. `forward` takes F frames or one.
+        learn_sigma: Predict noise and variance (2C output channels) instead of noise alone (C).
+        text_dim: Width E of the text encoder's embeddings.
+        text_length: Tokens L of a caption. `forward` takes any number.
+        class_dropout: Probability with which the training module drops captions.
+        activation_checkpointing: Recompute each block in the backward pass to save memory.
 
     Raises:
-        ValueError: sizes that do not divide.
+        ValueError: A size is not divisible as required.
     """
 
     conditioning = "text"
@@ -81,13 +80,18 @@ class TextToVideo(Denoiser):
         class_dropout: float = 0.1,
         activation_checkpointing: bool = False,
     ) -> None:
+        from diffusers import LatteTransformer3DModel
+
         super().__init__()
         self.input_size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         if len(self.input_size) != 2 or any(side <= 0 or side % patch_size for side in self.input_size):
             raise ValueError(f"input_size {self.input_size} must be (H, W), both divisible by patch_size {patch_size}")
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"hidden_size {hidden_size} must be divisible by num_heads {num_heads} and by 4")
+        self.hidden_size, self.depth, self.num_heads = hidden_size, depth, num_heads
+        self.patch_size, self.sample_size = patch_size, sample_size
         self.in_channels, self.num_frames, self.learn_sigma = in_channels, num_frames, learn_sigma
+        self.activation_checkpointing = activation_checkpointing
         self.text_dim, self.text_length, self.class_dropout = text_dim, text_length, class_dropout
         self.transformer = LatteTransformer3DModel(
             num_attention_heads=num_heads,
@@ -105,17 +109,18 @@ class TextToVideo(Denoiser):
         if activation_checkpointing:
             self.transformer.enable_gradient_checkpointing()
         self.null_caption = nn.Parameter(torch.zeros(1, text_dim))
-        # a tuple: a ModuleList would give each parameter a second name
+        # a tuple, because a ModuleList would register each parameter under a second name
         self.blocks = (*self.transformer.transformer_blocks, *self.transformer.temporal_transformer_blocks)
         self.init_weights()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **overrides: Any) -> Self:
-        """Build the model that released weights need, and load them.
+        """Build the model of some released weights and load them.
 
         Args:
-            source: see `load`.
-            overrides: arguments that may differ, such as ``input_size`` and ``num_frames``.
+            source: Folder or Hub name; see `load`.
+            overrides: Arguments of the constructor that replace those of the weights' configuration, such as
+                ``input_size`` and ``num_frames``.
         """
         released = _read(source)
         config = released.config
@@ -132,50 +137,51 @@ class TextToVideo(Denoiser):
             "text_dim": config["caption_channels"],
         }
         model = cls(**(arguments | overrides))
-        model._take(released, source)
+        model._copy_weights(released, source)
         return model
 
     def load(self, source: str | Path) -> None:
         """Load released weights in place.
 
         Args:
-            source: a folder as ``save_pretrained`` of the model or of a diffusers pipeline writes it, or a hub name
-                such as "maxin-cn/Latte-1". Only safetensors are read.
+            source: Local folder that ``save_pretrained`` of the model or of a diffusers pipeline wrote, or a Hub name
+                such as "maxin-cn/Latte-1". Only safetensors files are read.
 
         Raises:
-            FileNotFoundError: neither such a folder nor a hub name that is cached or reachable.
-            ValueError: weights of another model; both values are named.
+            FileNotFoundError: The source is not such a folder, and it is not a Hub name that is cached or can be
+                downloaded.
+            ValueError: The weights do not fit this model; both values are named.
         """
-        self._take(_read(source), source)
+        self._copy_weights(_read(source), source)
 
     def set_null_caption(self, embedding: Tensor) -> None:
-        """Set the null caption to the text encoder's embedding (1, E) of the empty prompt, T5's end token."""
+        """Set the null caption to the text encoder's embedding (1, E) of the empty prompt, which is T5's end token."""
         if embedding.shape != self.null_caption.shape:
             raise ValueError(
-                f"the null caption is {tuple(self.null_caption.shape)}, the embedding of one token, got "
-                f"{tuple(embedding.shape)}"
+                f"the embedding of the null caption has shape {tuple(embedding.shape)}; it must be one token, "
+                f"{tuple(self.null_caption.shape)}"
             )
         with torch.no_grad():
             self.null_caption.copy_(embedding)
 
     def null_text(self, text: Text) -> Text:
-        """Return as many null captions."""
+        """Return a batch of null captions (all tokens masked)."""
         return Text(text.embeddings, torch.zeros_like(text.mask))
 
     def init_weights(self, seed: int | None = None) -> None:
-        """Initialise all parameters as those of `latte_pl.nn.Latte` are.
+        """Initialise all parameters like those of `latte_pl.nn.Latte`.
 
-        Linear and patch layers are Xavier-uniform with zero bias; the embedders of timestep and caption and the
-        modulation are N(0, 0.02^2); the modulation's tables, the null caption, the output of the cross-attention and
-        the last linear layer are zero.
+        Linear and patch layers are Xavier-uniform with zero bias. The embedders of timestep and caption and the
+        modulation are N(0, 0.02^2). The tables of the modulation, the null caption, the output of the cross-attention
+        and the last linear layer are zero.
 
         Args:
-            seed: where given, each parameter is drawn from the stream (seed, "init", name). Parameters must be on the
-                CPU then.
+            seed: Draw each parameter from its own generator, named by (seed, "init", parameter name). The parameters
+                must be on the CPU. None uses PyTorch's global generator.
         """
         zero = ("bias", "attn2.to_out.0.weight", "proj_out.weight", "scale_shift_table", "null_caption")
         for name, parameter in self.named_parameters():
-            generator = None if seed is None else torch_stream(seed, "init", name)
+            generator = None if seed is None else torch_generator(seed, "init", name)
             if name.endswith(zero):
                 nn.init.zeros_(parameter)
             elif "adaln_single" in name or "caption_projection" in name:
@@ -194,113 +200,101 @@ class TextToVideo(Denoiser):
         """Predict the noise (and variance) of noisy latents.
 
         Args:
-            x: (B, F + N, C, H, W); the last N frames are independent images, which pass the temporal blocks unchanged.
-            timesteps: (B,), integer or float, in [0, 1000]; shared by clip and images.
-            labels: ignored; the model knows captions alone.
-            text: embeddings (B, L, E) and mask (B, L), or (B, 1 + N, L, E) and (B, 1 + N, L) with the clip's caption
-                first. Masked tokens are not seen.
-            num_images: N.
+            x: Noisy latents (B, F + N, C, H, W). The last N frames are independent images, which skip the temporal
+                blocks.
+            timesteps: Timesteps (B,), integer or float, in [0, 1000], shared by a clip and its images.
+            labels: Ignored.
+            text: Embeddings (B, L, E) and mask (B, L), or (B, 1 + N, L, E) and (B, 1 + N, L) with the clip's caption
+                first. Masked tokens have no effect.
+            num_images: Number of images N.
 
         Returns:
-            (B, F + N, C, H, W), or 2C channels with ``learn_sigma``.
+            Noise (B, F + N, C, H, W), or noise and variance (B, F + N, 2C, H, W) with ``learn_sigma``.
 
         Raises:
-            ValueError: shapes that do not fit the model, or no captions.
+            ValueError: The shapes do not fit the model, or captions are missing.
         """
         num_clip = x.shape[1] - num_images
-        embeddings, mask = self._check_inputs(x, timesteps, text, num_images)
+        self._check_inputs(x, timesteps, num_images)
+        embeddings, mask = self.check_text(text, len(x), num_images)  # (B, 1 + N, L, E) and (B, 1 + N, L)
         empty = ~mask.any(dim=-1, keepdim=True)  # (B, 1 + N, 1)
         null = empty & (torch.arange(mask.shape[-1], device=mask.device) == 0)  # (B, 1 + N, L)
         embeddings = torch.where(null[..., None], self.null_caption.to(embeddings.dtype), embeddings)
-        bias = torch.where(mask | null, 0.0, HIDDEN)  # (B, 1 + N, L)
+        bias = torch.where(mask | null, 0.0, MASKED)  # (B, 1 + N, L)
 
         out = self._run(x[:, :num_clip], timesteps, embeddings[:, 0], bias[:, 0])
         if num_images:
             images = x[:, num_clip:].flatten(0, 1)[:, None]  # (B N, 1, C, H, W)
             steps = timesteps.repeat_interleave(num_images)
-            still = self._run(images, steps, embeddings[:, 1:].flatten(0, 1), bias[:, 1:].flatten(0, 1), moving=False)
-            out = torch.cat([out, still.view(len(x), num_images, *still.shape[2:])], dim=1)
+            captions = embeddings[:, 1:].flatten(0, 1), bias[:, 1:].flatten(0, 1)
+            image_out = self._run(images, steps, *captions, temporal=False)
+            out = torch.cat([out, image_out.view(len(x), num_images, *image_out.shape[2:])], dim=1)
         return out  # (B, F + N, C', H, W)
 
-    def _run(self, x: Tensor, timesteps: Tensor, embeddings: Tensor, bias: Tensor, moving: bool = True) -> Tensor:
-        """Run diffusers' model on clips (B, F, C, H, W), captions (B, L, E) and their bias (B, L)."""
-        bias = bias.repeat_interleave(x.shape[1], dim=0)[:, None]  # (B F, 1, L): it repeats captions, but no mask
+    def _run(self, x: Tensor, timesteps: Tensor, embeddings: Tensor, bias: Tensor, temporal: bool = True) -> Tensor:
+        """Run diffusers' model on clips (B, F, C, H, W), captions (B, L, E) and their attention bias (B, L)."""
+        # diffusers' model repeats the captions for each frame, but not the mask
+        bias = bias.repeat_interleave(x.shape[1], dim=0)[:, None]  # (B F, 1, L)
         out = self.transformer(
             hidden_states=x.transpose(1, 2),  # (B, C, F, H, W)
             timestep=timesteps,
             encoder_hidden_states=embeddings.to(x.dtype),
             encoder_attention_mask=bias.to(x.dtype),
-            enable_temporal_attentions=moving,
+            enable_temporal_attentions=temporal,
             return_dict=False,
         )[0]
         return out.transpose(1, 2)  # (B, F, C', H, W)
 
-    def _check_inputs(self, x: Tensor, timesteps: Tensor, text: Text | None, num_images: int) -> Text:
-        """Refuse inputs of `forward` that do not fit; return the captions as (B, 1 + N, L, E) and (B, 1 + N, L)."""
+    def _check_inputs(self, x: Tensor, timesteps: Tensor, num_images: int) -> None:
+        """Check that latents and timesteps fit the model.
+
+        Raises:
+            ValueError: They do not.
+        """
         expected = (self.in_channels, *self.input_size)
         if x.ndim != 5 or tuple(x.shape[2:]) != expected:
             raise ValueError(f"x must be (B, F, C, H, W) with (C, H, W) = {expected}, got {tuple(x.shape)}")
         if num_images < 0 or x.shape[1] - num_images not in (1, self.num_frames):
             raise ValueError(
-                f"x has {x.shape[1]} frames, num_images {num_images} of them images: the clip must have "
-                f"{self.num_frames}, or be one frame; build the model with another num_frames"
+                f"x has {x.shape[1]} frames, of which num_images = {num_images} are images; the clip must have 1 or "
+                f"{self.num_frames} frames (the model's num_frames)"
             )
         if tuple(timesteps.shape) != (len(x),):
             raise ValueError(f"timesteps must be ({len(x)},), one per clip, got {tuple(timesteps.shape)}")
-        if text is None:
-            raise ValueError("the model is text-conditional: give text, net.null_text(text) for no caption")
-        embeddings, mask = text
-        groups = [(len(x), 1 + num_images)] + [(len(x),)] * (num_images == 0)
-        if tuple(embeddings.shape[:-2]) not in groups or embeddings.shape[-1] != self.text_dim:
-            wanted = ", ".join(map(str, (*groups[-1], "L", self.text_dim)))
-            raise ValueError(f"the embeddings must be ({wanted}), got {tuple(embeddings.shape)}")
-        if mask.shape != embeddings.shape[:-1] or mask.dtype != torch.bool:
-            raise ValueError(
-                f"the text mask must be bool of shape {tuple(embeddings.shape[:-1])}, got {mask.dtype} of "
-                f"{tuple(mask.shape)}"
-            )
-        shape = (len(x), 1 + num_images, *embeddings.shape[-2:])
-        return Text(embeddings.reshape(shape), mask.reshape(shape[:-1]))
 
-    def _take(self, released: Any, source: str | Path) -> None:
-        """Copy the weights of another model of diffusers' class."""
+    def _copy_weights(self, released: Any, source: str | Path) -> None:
+        """Copy the weights of another model of diffusers' class.
+
+        Raises:
+            ValueError: The two models are not alike.
+        """
         own, theirs = self.transformer.config, released.config
         for name in own:
-            if not name.startswith("_") and name not in FREE and own[name] != theirs.get(name):
-                raise ValueError(
-                    f"{source} has {name} {theirs.get(name)} and the model {own[name]}: they must be equal"
-                )
+            if not name.startswith("_") and name not in MAY_DIFFER and own[name] != theirs.get(name):
+                raise ValueError(f"{source} has {name} {theirs.get(name)}, but the model has {own[name]}")
         self.transformer.load_state_dict(released.state_dict())
 
 
 def _read(source: str | Path) -> Any:  # diffusers' classes hide their attributes from mypy
-    """Load weights as float32 from a folder, else from the hub's cache, else from the hub."""
-    options = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
-    folder = Path(source)
-    if folder.is_dir():
-        inside = folder / "transformer" if (folder / "transformer").is_dir() else folder
-        try:
-            name = json.loads((inside / "config.json").read_text()).get("_class_name")
-            if name != LatteTransformer3DModel.__name__:
-                raise ValueError(f"the folder {inside} holds a {name}, not a {LatteTransformer3DModel.__name__}")
-            return LatteTransformer3DModel.from_pretrained(inside, local_files_only=True, **options)
-        except OSError as error:
-            raise FileNotFoundError(
-                f"the folder {source} holds no text-to-video model: give the one with config.json and "
-                "diffusion_pytorch_model.safetensors (often called transformer), or the pipeline's above it"
-            ) from error
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)):
-        raise FileNotFoundError(
-            f"the model {str(source)!r} is no folder; give a folder, or a hub name like 'maxin-cn/Latte-1'"
-        )
-    for local_files_only in (True, False):
-        try:
-            return LatteTransformer3DModel.from_pretrained(
-                str(source), subfolder="transformer", local_files_only=local_files_only, **options
-            )
-        except (OSError, ValueError) as error:
-            cause = error
-    raise FileNotFoundError(
-        f"the model {source!r} is no folder, not in the hub's cache and can't be downloaded: run "
-        f"'hf download {source} --local-dir FOLDER' where there is a network, and give that FOLDER instead"
-    ) from cause
+    """Load diffusers' model in float32 from a folder, else from the Hub's cache, else from the Hub."""
+    return load_pretrained(
+        _load,
+        source,
+        kind="text-to-video model",
+        files="config.json and diffusion_pytorch_model.safetensors (a pipeline keeps them in its folder transformer)",
+        example="'maxin-cn/Latte-1'",
+    )
+
+
+def _load(source: str | Path, **place: Any) -> Any:
+    from diffusers import LatteTransformer3DModel
+
+    options: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False, "use_safetensors": True}
+    if isinstance(source, Path):
+        source = source / "transformer" if (source / "transformer").is_dir() else source
+        name = (read_config(source) or {}).get("_class_name", CLASS_NAME)
+        if name != CLASS_NAME:
+            raise ValueError(f"config.json describes a model of class {name}, not {CLASS_NAME}")
+    else:  # the Hub has whole pipelines
+        options["subfolder"] = "transformer"
+    return LatteTransformer3DModel.from_pretrained(source, **options | place)

@@ -1,5 +1,5 @@
-"""The denoiser: Latte and the parts that its ablations exchange; pure torch."""
+"""The denoising network `Latte` and its layers, in pure PyTorch."""
 
-from latte_pl.nn.latte import Latte
+from latte_pl.nn.latte import Latte, LatteConfig
 
-__all__ = ["Latte"]
+__all__ = ["Latte", "LatteConfig"]

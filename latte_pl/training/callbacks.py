@@ -1,110 +1,105 @@
-"""What a run shows while it trains: curves, sample videos, a progress bar that knows the end."""
+"""What a run reports while it trains: throughput, samples, a progress bar and where the files are."""
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from tqdm import tqdm
 
+from latte_pl.data.datamodule import VideoDataModule
 from latte_pl.training.media import contact_sheet, gif_bytes, log_video
 from latte_pl.training.module import LatteModule
 
 
-class Curves(Callback):
-    """Logs the loss, its parts and quartiles by timestep, the gradient norm, clips seen and clips a second.
+class Throughput(Callback):
+    """Log ``train/clips_seen``, ``train/clips_per_second`` and ``train/lr`` every ``trainer.log_every_n_steps`` steps.
 
-    Every figure is of one optimizer step over all ranks and accumulated batches, at the step's number.
-
-    Args:
-        every_n_steps: Optimizer steps between two points of the curves.
+    Clips are counted over all devices and accumulated batches. Needs one of the datamodules of `latte_pl.data`.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"Curves(every_n_steps={every_n_steps}): it must be at least 1")
-        self.every_n_steps = every_n_steps
+    def __init__(self) -> None:
         self._last: tuple[int, float] | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log once a whole optimizer step has been made."""
-        assert isinstance(pl_module, LatteModule)
+        """Log once per optimizer step that is due."""
+        step, now = trainer.global_step, time.monotonic()
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        step = trainer.global_step
-        now = time.monotonic()
         if self._last is None:
             self._last = (step, now)
-        if step % self.every_n_steps and step != trainer.max_steps:
-            pl_module.drop_window()
+        if step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        window = pl_module.pop_window()
-        t, loss = window.pop("t"), window.pop("loss")
-        figures = {"train/loss": loss.mean(), **{f"train/{name}": value.mean() for name, value in window.items()}}
-        quartile = (t / 250.0).long().clamp(0, 3)
-        for q in range(4):
-            if (quartile == q).any():
-                figures[f"train/loss_t{250 * q}-{250 * (q + 1)}"] = loss[quartile == q].mean()
-        num_images = trainer.datamodule.num_images  # type: ignore[attr-defined]
-        if num_images:
-            figures["train/loss_video"] = loss[:, :-num_images].mean()
-            figures["train/loss_image"] = loss[:, -num_images:].mean()
         clips = trainer.datamodule.global_batch_size  # type: ignore[attr-defined]
-        figures["train/clips_seen"] = step * clips
-        figures["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics = {"train/clips_seen": step * clips, "train/lr": trainer.optimizers[0].param_groups[0]["lr"]}
         then, at = self._last
         if step > then:
-            figures["train/clips_per_second"] = (step - then) * clips / (now - at)
+            metrics["train/clips_per_second"] = (step - then) * clips / (now - at)
         self._last = (step, now)
-        trainer.callback_metrics["train/loss"] = figures["train/loss"]
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({name: float(value) for name, value in figures.items()}, step=step)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
 
 
 class SampleVideos(Callback):
-    """Samples the same numbered videos every so many steps: an animation in TensorBoard and a GIF in the run's folder.
+    """Draw the same samples every so many steps, as an animation for each logger and a GIF in the run's folder.
+
+    Every logger that can show an animation gets one: TensorBoard and Weights & Biases. The file is
+    ``samples/step=N.gif``.
 
     Args:
-        every_n_steps: Optimizer steps between two rounds of samples.
-        num_samples: Videos of a round; a model cycles through its classes, or through captions of the data.
+        every_n_steps: Optimizer steps between two rounds, at least 1; the last step of training has one too.
+        num_samples: Videos of a round, at least 1. They cycle through the classes, or through captions of the data.
+
+    Raises:
+        ValueError: A number is below 1.
     """
 
     def __init__(self, every_n_steps: int = 5000, num_samples: int = 8) -> None:
         if every_n_steps < 1 or num_samples < 1:
-            raise ValueError(f"SampleVideos(every_n_steps={every_n_steps}, num_samples={num_samples}): at least 1 each")
+            raise ValueError(
+                f"samples.every_n_steps is {every_n_steps} and num_samples is {num_samples}; both must be at least 1"
+            )
         self.every_n_steps, self.num_samples = every_n_steps, num_samples
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Sample when the turn has come."""
+        """Draw and log the samples of a step that is due."""
         step = trainer.global_step
         whole_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not whole_step or (step % self.every_n_steps and step != trainer.max_steps):
             return
         assert isinstance(pl_module, LatteModule)
-        numbers = list(range(self.num_samples))
-        labels = [n % pl_module.net.num_classes for n in numbers] if pl_module.net.conditioning == "class" else None
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = data.prompts(self.num_samples) if pl_module.net.conditioning == "text" else None
+        data = getattr(trainer, "datamodule", None)
+        prompts = None
+        if pl_module.net.conditioning == "text":
+            if not isinstance(data, VideoDataModule):
+                return  # nothing to draw samples of
+            prompts = data.prompts(self.num_samples)
+        fps = data.fps if isinstance(data, VideoDataModule) else VideoDataModule.fps
+        indices = list(range(self.num_samples))
+        labels = [n % pl_module.net.num_classes for n in indices] if pl_module.net.conditioning == "class" else None
         with trainer.precision_plugin.forward_context():
-            videos = pl_module.sample(numbers, labels, prompts=prompts)
+            videos = pl_module.sample(indices, labels, prompts=prompts)
         if not trainer.is_global_zero:
             return
         sheet = contact_sheet(videos)
-        fps = data.fps
         folder = Path(trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step={step:07d}.gif").write_bytes(gif_bytes(sheet, fps))
-        if isinstance(trainer.logger, TensorBoardLogger):
-            log_video(trainer.logger.experiment, "samples", sheet, step, fps)
+        for logger in trainer.loggers:
+            log_video(logger, "samples", sheet, step, fps)
 
 
 class StepProgressBar(TQDMProgressBar):
-    """Counts batches towards `trainer.max_steps`, since the stream of clips has no end of its own."""
+    """Count batches towards ``trainer.max_steps``, because the stream of clips has no end.
+
+    While samples are drawn, a second bar shows their denoising steps.
+    """
 
     @property
     def total_train_batches(self) -> int | float:
@@ -113,37 +108,48 @@ class StepProgressBar(TQDMProgressBar):
         return super().total_train_batches if total < 0 else total * self.trainer.accumulate_grad_batches
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar at the step that training starts from."""
+        """Start the bar at the step that training starts from."""
         super().on_train_start(trainer, pl_module)
         done, total = trainer.global_step * trainer.accumulate_grad_batches, self.total_train_batches
         self.train_progress_bar.reset(total=None if total == float("inf") else int(total))
         self.train_progress_bar.initial = self.train_progress_bar.n = done
         self.train_progress_bar.set_description("Training")
+        if isinstance(pl_module, LatteModule) and self.is_enabled:
+            pl_module.sampling_progress = _sampling_bar
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Show no bars after the training."""
+        if isinstance(pl_module, LatteModule):
+            pl_module.sampling_progress = None
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Keep the bar: the endless stream of clips has no epochs."""
+        """Keep the bar as it is: the stream of clips has no epochs."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Show the last logged training loss beside the usual figures."""
+        """Return the figures beside the bar, without the logger's version number."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        if "train/loss" in trainer.callback_metrics:
-            shown["train/loss"] = f"{float(trainer.callback_metrics['train/loss']):.4f}"
         return shown
 
 
-class FitReport(Callback):
-    """Says at the end of training where everything is."""
+def _sampling_bar(steps: Sequence[Any], num_videos: int) -> Iterable[Any]:
+    return tqdm(steps, desc=f"Sampling {num_videos} videos", unit="step", leave=False)
+
+
+class RunSummary(Callback):
+    """Print where the files of a run are when training ends."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say that an interrupted run can go on."""
+        """Say how an interrupted run resumes."""
         if isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
-            print(f"\ninterrupted at step {trainer.global_step}; the same command goes on from the newest checkpoint")
+            print(
+                f"\ninterrupted at step {trainer.global_step}; run the same command to resume from the last checkpoint"
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the folder's contents and the command that shows the curves."""
-        if trainer.is_global_zero:  # trainer.log_dir is a collective call, not to be made on one rank alone
+        """Print the folders and the command that shows the curves."""
+        if trainer.is_global_zero:  # not trainer.log_dir, which every process would have to ask for
             folder = Path(trainer.default_root_dir)
-            kept = "none of a trial run" if trainer.fast_dev_run else folder / "checkpoints"  # type: ignore[attr-defined]
-            print(f"\ncheckpoints  {kept}\nsamples      {folder / 'samples'}")
+            saved = "none (fast_dev_run)" if trainer.fast_dev_run else folder / "checkpoints"  # type: ignore[attr-defined]
+            print(f"\ncheckpoints  {saved}\nsamples      {folder / 'samples'}")
             print(f"curves       tensorboard --logdir {folder.parent}")

@@ -1,21 +1,19 @@
-"""Videos as people look at them: contact sheets, GIF, MP4, TensorBoard."""
+"""Videos for people to look at: contact sheets, GIF, MP4, loggers."""
 
 import io
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageDraw, ImageFont
-from tensorboard.compat.proto.summary_pb2 import Summary
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 
 def contact_sheet(videos: Tensor, columns: int | None = None, gap: int = 2) -> Tensor:
-    """Tile videos (B, F, 3, H, W) uint8 into one video (F, 3, H', W') of rows and columns on white."""
+    """Tile videos (B, F, 3, H, W) uint8 into one video (F, 3, H', W') with white gaps of ``gap`` pixels."""
     num, frames, _, height, width = videos.shape
     columns = columns or min(num, 8)
     rows = -(-num // columns)
@@ -28,7 +26,9 @@ def contact_sheet(videos: Tensor, columns: int | None = None, gap: int = 2) -> T
 
 
 def film_strip(videos: Tensor, names: list[str] | None = None, gap: int = 2) -> Tensor:
-    """Lay the frames of each video (B, F, 3, H, W) side by side, one named video a row: an image (3, H', W')."""
+    """Place the frames of each video (B, F, 3, H, W) side by side, one video with its name per row: (3, H', W')."""
+    from PIL import Image, ImageDraw, ImageFont
+
     frames = rearrange(videos, "b f c h w -> (b f) 1 c h w")
     strip = contact_sheet(frames, columns=videos.shape[1], gap=gap)[0]
     if not names:
@@ -43,14 +43,19 @@ def film_strip(videos: Tensor, names: list[str] | None = None, gap: int = 2) -> 
     return torch.from_numpy(np.asarray(page).copy()).permute(2, 0, 1)
 
 
-def _images(video: Tensor) -> list[Image.Image]:
+def _images(video: Tensor) -> list[Any]:
+    """Return the frames (F, 3, H, W) as PIL images."""
+    from PIL import Image
+
     return [Image.fromarray(np.ascontiguousarray(frame)) for frame in video.cpu().permute(0, 2, 3, 1).numpy()]
 
 
 def gif_bytes(video: Tensor, fps: float) -> bytes:
     """Encode a video (F, 3, H, W) uint8 as an endless GIF animation."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    # one palette over all frames: a palette of its own per frame makes still backgrounds flicker
+    # one palette for all frames, because static backgrounds flicker when each frame has its own
     palette = Image.fromarray(np.concatenate([np.asarray(image) for image in _images(video)])).quantize(255)
     first, *rest = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in _images(video)]
     first.save(buffer, "GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, disposal=1)
@@ -59,11 +64,13 @@ def gif_bytes(video: Tensor, fps: float) -> bytes:
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write an image (3, H, W) uint8 as PNG."""
-    Image.fromarray(np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())).save(path)
+    _images(image[None])[0].save(path)
 
 
 def save_mp4(video: Tensor, path: Path, fps: float) -> None:
-    """Write a video (F, 3, H, W) uint8 as H.264 in MP4, near-lossless; odd sides are padded by one pixel."""
+    """Write a video (F, 3, H, W) uint8 as H.264 in MP4, nearly lossless; odd sides are padded by one pixel."""
+    import av
+
     video = torch.nn.functional.pad(video.float(), (0, video.shape[-1] % 2, 0, video.shape[-2] % 2), mode="replicate")
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
@@ -74,11 +81,24 @@ def save_mp4(video: Tensor, path: Path, fps: float) -> None:
         container.mux(stream.encode(None))
 
 
-def log_video(writer: Any, tag: str, video: Tensor, step: int, fps: float) -> None:
-    """Show an animation (F, 3, H, W) uint8 in TensorBoard's image tab.
+def log_video(logger: Logger, tag: str, video: Tensor, step: int, fps: float) -> None:
+    """Show an animation in a logger that can; other loggers are left alone.
 
-    TensorBoard's own `add_video` writes nothing without an old moviepy, and says nothing.
+    TensorBoard gets a GIF in its image tab, because its own ``add_video`` silently writes nothing without an old
+    version of moviepy. Weights & Biases gets a video.
+
+    Args:
+        logger: A logger of Lightning.
+        tag: Name of the animation.
+        video: (F, 3, H, W) uint8.
+        step: Optimizer steps taken.
+        fps: Frames a second.
     """
-    height, width = video.shape[-2:]
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(video, fps))
-    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    if isinstance(logger, TensorBoardLogger):
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        height, width = video.shape[-2:]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(video, fps))
+        logger.experiment.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    elif isinstance(logger, WandbLogger):
+        logger.log_video(tag, [io.BytesIO(gif_bytes(video, fps))], step=step, format=["gif"])

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine alone: munged, slurmctld and slurmd in a temporary folder, on loopback ports."""
+"""A SLURM cluster of one node on this machine: munged, slurmctld and slurmd in a temporary folder."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "sinfo", "setpriv")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "setpriv")
 PARTITION = "all"
 CONF = """
 ClusterName=one
@@ -22,7 +22,7 @@ SlurmdPort={slurmd_port}
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -35,7 +35,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
-KillWait=1
+KillWait={kill_wait}
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 SlurmdParameters=config_overrides
 NodeName=localhost NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory_mib} State=UNKNOWN
@@ -44,18 +44,18 @@ PartitionName={partition} Nodes=localhost Default=YES MaxTime=INFINITE State=UP
 
 
 def reason_to_skip() -> str:
-    """Say why no cluster can be started here; empty where one can."""
+    """Return why no cluster can be started here; empty if one can."""
     if os.geteuid() != 0:
-        return "a SLURM of one's own needs root"
+        return "a SLURM cluster needs root"
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     return f"not installed: {', '.join(missing)} (Debian: slurm-wlm, munge)" if missing else ""
 
 
 def members(folder: Path) -> list[int]:
-    """Process ids of the cluster in ``folder`` and of its jobs, which all carry the folder's name."""
+    """Return the process ids of the cluster in ``folder`` and of its jobs, which all have the folder's name."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # the process has ended meanwhile, or is the kernel's
+        with contextlib.suppress(OSError):  # the process has ended, or belongs to the kernel
             text = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
             if os.fsencode(folder) in text and int(process.name) != os.getpid():
                 found.append(int(process.name))
@@ -63,7 +63,7 @@ def members(folder: Path) -> list[int]:
 
 
 def state(job_id: str) -> str:
-    """Ask SLURM for a job's state, ended or not; empty once the job is forgotten (MinJobAge, five minutes)."""
+    """Return the state of a job; empty five minutes after its end, when SLURM forgets it (MinJobAge)."""
     return _answer("squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T")
 
 
@@ -71,25 +71,61 @@ def wait_for(ready: Callable[[], bool], seconds: float = 120) -> None:
     """Return as soon as ``ready`` holds.
 
     Raises:
-        TimeoutError: it did not within ``seconds``.
+        TimeoutError: It does not hold within ``seconds``.
     """
     end = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > end:
-            raise TimeoutError(f"not reached within {seconds} s")
+            raise TimeoutError(f"the condition did not hold within {seconds} s")
         time.sleep(0.1)
 
 
+def restarts(job_id: str) -> int:
+    """Return how often a job was queued again."""
+    fields = dict(part.split("=", 1) for part in _answer("scontrol", "show", "job", job_id).split() if "=" in part)
+    return int(fields.get("Restarts", 0))
+
+
+def start_now(job_id: str) -> None:
+    """Let a job that was queued again start at once; SLURM waits for two minutes."""
+    wait_for(lambda: state(job_id) in ("PENDING", "RUNNING"))
+    _answer("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+
+
+def lose_node(folder: Path) -> None:
+    """Take the node from the controller, and kill its daemon and all jobs on it; SLURM queues the jobs again."""
+    # what the controller does by itself after SlurmdTimeout; first, as else its order to end the job waits for the
+    # daemon's return and ends the job that was queued again
+    _answer("scontrol", "update", "NodeName=localhost", "State=DOWN", "Reason=lost")
+    time.sleep(2)
+    for pid in members(folder):
+        with contextlib.suppress(OSError):  # it has ended
+            process = Path(f"/proc/{pid}")
+            command, variables = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            if command.startswith(b"slurmd") or b"slurmstepd" in command or b"SLURM_JOB_ID=" in variables:
+                os.kill(pid, signal.SIGKILL)
+
+
+def repair_node(folder: Path) -> None:
+    """Start the daemon of a node that was lost."""
+    _start("slurmd", folder, [], ["slurmd", "-D", "-N", "localhost"])
+    # the node comes back when its daemon registers (ReturnToService)
+    wait_for(lambda: _answer("sinfo", "--noheader", "--format=%T") in ("idle", "mixed", "allocated"))
+
+
 @contextlib.contextmanager
-def cluster() -> Iterator[Path]:
-    """Start the cluster, wait for its node, point SLURM_CONF to it, yield its folder and leave no process behind.
+def cluster(kill_wait: int = 1) -> Iterator[Path]:
+    """Start the cluster, set SLURM_CONF, yield the cluster's folder, and stop all of its processes at the end.
+
+    Args:
+        kill_wait: Seconds between SIGTERM and SIGKILL of a job that has to end.
 
     Raises:
-        RuntimeError: the node was not idle within two minutes; carries the ends of the daemons' logs.
+        RuntimeError: The node was not idle within two minutes; the message has the ends of the logs.
     """
     with tempfile.TemporaryDirectory(prefix="slurm") as name, patch.dict(os.environ):
         folder, daemons = Path(name), []
-        os.environ["SLURM_CONF"] = str(_configure(folder))
+        os.environ["SLURM_CONF"] = str(_configure(folder, kill_wait))
         try:
             _bring_up(folder, daemons)
             yield folder
@@ -113,8 +149,8 @@ def _bring_up(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
         raise RuntimeError("SLURM did not start.\n" + "\n".join(tails)) from error
 
 
-def _configure(folder: Path) -> Path:
-    folder.chmod(0o755)  # munged runs as another user and has to reach its own folder within
+def _configure(folder: Path, kill_wait: int) -> Path:
+    folder.chmod(0o755)  # munged runs as another user and needs access to its own folder
     munge = folder / "munge"
     for sub in (munge, folder / "state", folder / "spool"):
         sub.mkdir()
@@ -130,13 +166,20 @@ def _configure(folder: Path) -> Path:
     memory_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
     conf = folder / "slurm.conf"
     conf.write_text(
-        CONF.format(folder=folder, cpus=os.cpu_count(), memory_mib=memory_mib, partition=PARTITION, **ports)
+        CONF.format(
+            folder=folder,
+            cpus=os.cpu_count(),
+            memory_mib=memory_mib,
+            partition=PARTITION,
+            kill_wait=kill_wait,
+            **ports,
+        )
     )
     return conf
 
 
 def _start(name: str, folder: Path, identity: list[str], command: list[str]) -> subprocess.Popen[bytes]:
-    # the signal ends the daemon even where this process is killed and clears nothing up
+    # the kernel kills the daemon if this process is killed
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(["setpriv", "--pdeathsig=KILL", *identity, "--", *command], stdout=log, stderr=log)
 
@@ -148,7 +191,7 @@ def _answer(*command: str) -> str:
 def _stop(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired, TimeoutError):
         _answer("scancel", "--user=root")
-        wait_for(lambda: not _answer("squeue", "--noheader"), 20)  # a trial sits out SIGTERM until KillWait
+        wait_for(lambda: not _answer("squeue", "--noheader"), 20)  # trials ignore SIGTERM until KillWait
     for daemon in reversed(daemons):
         daemon.terminate()
         try:
@@ -156,6 +199,6 @@ def _stop(folder: Path, daemons: list[subprocess.Popen[bytes]]) -> None:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
-    for pid in members(folder):  # what a daemon that died too early could not end
+    for pid in members(folder):  # of daemons that died before they could stop them
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,16 +1,27 @@
-"""The committed results are those of the studies as they stand, and the committed tables are theirs."""
+"""The committed results belong to the studies of today, and reports and README show their numbers."""
 
 from pathlib import Path
 
 import pytest
 
 from latte_pl.ablation.comparison import Comparison
-from latte_pl.ablation.report import markdown, verdict_lines
+from latte_pl.ablation.monitor import held_out
+from latte_pl.ablation.overview import overview_markdown
+from latte_pl.ablation.plan_cache import load_plan
+from latte_pl.ablation.report import read_suite
 from latte_pl.ablation.study import read
+from latte_pl.ablation.tables import markdown
+from latte_pl.toy import Shapes
+from latte_pl.training.weights import build
 
 FOLDER = Path(__file__).parents[2] / "ablations"
 RESULTS = FOLDER / "results"
 STUDIES = [path for path in sorted(FOLDER.glob("*.yaml")) if path.stem != "quickstart"]
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return read_suite([read(STUDIES[0])], "proxy", RESULTS)
 
 
 @pytest.fixture(scope="module", params=STUDIES, ids=lambda path: path.stem)
@@ -23,14 +34,16 @@ def test_every_row_has_three_seeds_or_more(comparison):
     assert not any(comparison.errors.values())
 
 
-def test_the_committed_table_is_that_of_the_committed_results(comparison):
-    text = markdown(comparison)
+def test_reports_and_readme_show_the_committed_results(comparison, suite):
+    text = markdown(comparison, suite)
     assert (RESULTS / "reports/proxy" / f"{comparison.study.name}.md").read_text(encoding="utf-8") == text
-    table = text[text.index("| row") : text.index("\n\n", text.index("| row"))]
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert table in readme
-    for claim, answer in verdict_lines(comparison):
-        assert f"- {claim}. {answer}\n" in readme
+    for head in ("| row |", "| claim |"):
+        assert text[text.index(head) : text.index("\n\n", text.index(head))] in readme
+
+
+def test_overview_shows_the_committed_results(suite):
+    assert (RESULTS / "reports/proxy/index.md").read_text(encoding="utf-8") == overview_markdown(suite)
 
 
 def test_results_were_measured_on_a_clean_commit(comparison):
@@ -38,7 +51,29 @@ def test_results_were_measured_on_a_clean_commit(comparison):
     assert all(len(commit) == 40 for commit in commits)
 
 
-def test_no_result_names_a_place_on_a_machine(comparison):
-    for results in comparison.results.values():
-        for result in results.values():
-            assert not any(part.startswith("/") for command in result["commands"] for part in command)
+def test_results_hold_the_commands_of_the_plan_without_absolute_paths(comparison):
+    root = str(RESULTS)
+    finished = [trial for trial in comparison.trials if trial.seed in comparison.results[trial.row]]
+    for trial in finished:
+        commands = comparison.results[trial.row][trial.seed]["commands"]
+        planned = [[part.replace(root, "runs/ablations") for part in command] for command in trial.commands]
+        assert commands == planned
+        assert not any(part.startswith("/") for command in commands for part in command)
+
+
+def test_every_committed_folder_is_a_planned_trial():
+    planned = {
+        trial.hash
+        for study in map(read, STUDIES)
+        for scale in {"proxy", "proxy-ddpm"} & study.scales.keys()
+        for trial in load_plan(study, scale, RESULTS)
+    }
+    assert {path.name for path in (RESULTS / "trials").iterdir() if path.is_dir()} <= planned
+
+
+def test_held_out_protocol_is_that_of_a_model_built_today():
+    comparison = Comparison.load(read(FOLDER / "patch_embedding.yaml"), "proxy", RESULTS)
+    trial = next(trial for trial in comparison.trials if trial.row == comparison.baseline)
+    committed = comparison.results[trial.row][trial.seed]["held_out"]
+    data = Shapes(**trial.config["data"]["init_args"])
+    assert held_out(build(trial.config), data) == {key: value for key, value in committed.items() if key != "loss"}

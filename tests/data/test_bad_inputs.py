@@ -1,4 +1,4 @@
-"""What users get wrong with data, and what they are told: name, what it is, what they see."""
+"""Mistakes in data and arguments, and the messages that users see."""
 
 import re
 import shutil
@@ -54,7 +54,7 @@ def changed_frame(folder: Path, name: str, change: Callable[[Path], object]) -> 
     change(folder / name)
 
 
-# one unusable video beside a good one: name, what it is, what the user sees
+# videos that cannot be used: name, how to write it, a pattern of the reason
 VIDEOS: list[tuple[str, Callable[[Path], object], str]] = [
     ("empty.mp4", lambda p: p.write_bytes(b""), "zero bytes"),
     ("empty.avi", lambda p: p.write_bytes(b""), "zero bytes"),
@@ -76,8 +76,8 @@ VIDEOS: list[tuple[str, Callable[[Path], object], str]] = [
     ("scratched.mpg", lambda p: overwrite(write_video(p, codec="mpeg2video"), 0.5), "damaged: 1 of .* are corrupt"),
     ("sound.mp4", sound_only, "no video stream"),
     ("undecodable.ogv", half_theora, "damaged: 1075 of 1440 packets cannot be decoded"),
-    ("short.avi", lambda p: write_xvid(p, 9), "too short: 9 frames, 4 at interval 3 need 10"),
-    ("still.gif", lambda p: Image.fromarray(fake_videos.picture(0)).save(p), "too short: 1 frames, 4 at interval 3"),
+    ("short.avi", lambda p: write_xvid(p, 9), "too short: 9 frames, but a clip of 4 at interval 3 needs 10"),
+    ("still.gif", lambda p: Image.fromarray(fake_videos.picture(0)).save(p), "too short: 1 frames, but a clip of 4"),
     ("photo.mp4", lambda p: Image.fromarray(fake_videos.picture(0)).save(p, "JPEG"), "too short: 1 frames"),
     ("gone.mp4", lambda p: p.symlink_to("nowhere.mp4"), r"cannot be opened \(No such file"),
     ("empty_image", lambda p: changed_frame(p, "3.jpg", lambda f: f.write_bytes(b"")), r"image 3\.jpg \(zero bytes"),
@@ -89,7 +89,7 @@ VIDEOS: list[tuple[str, Callable[[Path], object], str]] = [
     ("twice", lambda p: changed_frame(p, "3.png", lambda f: shutil.copy(f, p / "03.png")), "two files for frame 3"),
     ("two_series", lambda p: (write_frames(p, 6, "a{}.png"), write_frames(p, 6, "b{}.png")), "frames of several vid"),
     ("cover", lambda p: changed_frame(p, "3.png", lambda f: shutil.copy(f, p / "cover.png")), "has no frame number"),
-    ("few_frames", lambda p: write_frames(p, 9), "too short: 9 frames, 4 at interval 3 need 10"),
+    ("few_frames", lambda p: write_frames(p, 9), "too short: 9 frames, but a clip of 4 at interval 3 needs 10"),
 ]
 
 
@@ -98,11 +98,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_xvid(tmp_path_factory.mktemp("good") / "good.avi", 12)
 
 
-@pytest.mark.parametrize(("name", "make", "seen"), VIDEOS, ids=[row[0] for row in VIDEOS])
-def test_a_bad_video_is_set_aside_by_name(
+@pytest.mark.parametrize(("name", "make", "pattern"), VIDEOS, ids=[row[0] for row in VIDEOS])
+def test_unusable_video_is_skipped_and_named(
     name: str,
     make: Callable[[Path], object],
-    seen: str,
+    pattern: str,
     good: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -110,15 +110,15 @@ def test_a_bad_video_is_set_aside_by_name(
     shutil.copy(good, tmp_path)
     make(tmp_path / name)
     dataset = VideoFolder(tmp_path, **CLIP)
-    ((path, reason),) = dataset.quarantine
+    ((path, reason),) = dataset.skipped
     assert path == name
     assert reason in caplog.text
     assert len(dataset) == 1
     assert dataset.read(0, 4, 3, None).shape == (4, 3, 16, 16)
     report = check("folder", tmp_path, 4, 3)
-    assert [path for path, _ in report.unusable] == [name]
-    for text in (reason, report.unusable[0][1]):
-        assert re.search(seen, text), text
+    assert [path for path, _ in report.skipped] == [name]
+    for text in (reason, report.skipped[0][1]):
+        assert re.search(pattern, text), text
     assert not report.ok
 
 
@@ -146,49 +146,67 @@ def loose_class(tmp_path: Path) -> Path:
     return root
 
 
-# a call that cannot go on: name, what it is, what the user sees
+# wrong calls: name, the call, the error, a pattern of its message
 CALLS: list[tuple[str, Callable[[Path], object], type[Exception], str]] = [
     ("no folder", lambda t: VideoFolder(t / "no", **CLIP), FileNotFoundError, "no does not exist; set the path"),
-    ("a file", lambda t: VideoFolder(videos(t) / "v.avi", **CLIP), FileNotFoundError, "is a file; give the folder"),
+    ("a file", lambda t: VideoFolder(videos(t) / "v.avi", **CLIP), FileNotFoundError, "is a file; use the folder"),
     ("empty folder", lambda t: VideoFolder(t, **CLIP), ValueError, "no video found, expected .*<class>/<video>.mp4"),
     ("only text", lambda t: VideoFolder(notes(t), **CLIP), ValueError, "no usable video in .* no video found"),
-    ("all short", lambda t: VideoFolder(videos(t)), ValueError, "1 x too short: 12 frames, 16 at interval 3 need 46"),
+    ("all short", lambda t: VideoFolder(videos(t)), ValueError, "1 x too short: 12 frames, but a clip of 16 at"),
     ("size 0", lambda t: VideoFolder(videos(t), size=0), ValueError, "size is 0; it must be at least 1"),
     ("flat size", lambda t: VideoFolder(videos(t), size=(0, 8)), ValueError, "size is 0; it must be at least 1"),
     ("no frames", lambda t: VideoFolder(videos(t), num_frames=0), ValueError, "num_frames is 0; it must be"),
     ("no interval", lambda t: VideoFolder(videos(t), interval=0), ValueError, "interval is 0; it must be"),
-    ("all held out", lambda t: VideoFolder(videos(t), holdout=1.0), ValueError, r"holdout is 1.0; it is a share"),
+    ("all held out", lambda t: VideoFolder(videos(t), holdout=1.0), ValueError, r"holdout is 1.0; it must be"),
     ("typed split", lambda t: VideoFolder(videos(t), split="tran"), ValueError, 'split is "tran"; it must be one of'),
     ("no test", lambda t: VideoFolder(videos(t), split="test", **CLIP), FileNotFoundError, 'has no "test" split'),
     ("sky layout", lambda t: SkyTimelapseVideos(videos(t), split="train"), FileNotFoundError, "expected .*sky_train"),
     ("taichi layout", lambda t: TaichiVideos(videos(t), split="test"), FileNotFoundError, "expected .*/train/<video>"),
     ("no lists", lambda t: UCF101Videos(without_lists(t), split="test"), FileNotFoundError, "testlist01.txt beside it"),
-    ("fold 4", lambda t: UCF101Videos(ucf(t), fold=4), ValueError, "fold is 4; UCF101 has the splits 1, 2 and 3"),
-    ("other class", lambda t: UCF101Videos(loose_class(t), **CLIP), ValueError, "no usable video .*folder of a class"),
-    ("no classes", lambda t: VideoFolder(videos(t), **CLIP).weights("classes"), ValueError, "no classes to balance"),
-    ("sampling", lambda t: VideoFolder(videos(t), **CLIP).weights("frames"), ValueError, 'not "frames"'),
-    ("long read", lambda t: VideoFolder(videos(t), **CLIP).read(0, 9, 3, None), ValueError, "needs 25 frames, not 12"),
-    ("past the end", lambda t: VideoFolder(videos(t), **CLIP).frames(0, 9, 4), ValueError, "frames 9 to 12 .* has 12"),
-    ("unknown set", lambda t: check("ucf", t), ValueError, 'no data set "ucf"; one of ucf101, '),
+    ("fold 4", lambda t: UCF101Videos(ucf(t), fold=4), ValueError, "fold is 4; it must be 1, 2 or 3"),
+    (
+        "other class",
+        lambda t: UCF101Videos(loose_class(t), **CLIP),
+        ValueError,
+        "no usable video .*not in a class folder",
+    ),
+    (
+        "no classes",
+        lambda t: VideoFolder(videos(t), **CLIP).weights("classes"),
+        ValueError,
+        "the videos have no classes",
+    ),
+    ("sampling", lambda t: VideoFolder(videos(t), **CLIP).weights("frames"), ValueError, 'is "frames"; it must be'),
+    ("long read", lambda t: VideoFolder(videos(t), **CLIP).read(0, 9, 3, None), ValueError, "needs 25 frames, but the"),
+    (
+        "past the end",
+        lambda t: VideoFolder(videos(t), **CLIP).frames(0, 9, 4),
+        ValueError,
+        "9 to 12 are outside of .* 12 fr",
+    ),
+    ("unknown set", lambda t: check("ucf", t), ValueError, "unknown data set ucf; use ucf101, .*, or the import path"),
+    (
+        "unknown module",
+        lambda t: check("no.such.Videos", t),
+        ValueError,
+        "the data set no.such.Videos cannot be imported .ModuleNotFoundError: No module named 'no'",
+    ),
+    ("no data set", lambda t: check("latte_pl.data.check.Report", t), ValueError, "unknown data set latte_pl.data.ch"),
     ("check nothing", lambda t: check("ucf101", t / "no"), FileNotFoundError, "no does not exist"),
 ]
 
 
-@pytest.mark.parametrize(("name", "call", "error", "seen"), CALLS, ids=[row[0] for row in CALLS])
-def test_a_call_that_cannot_go_on_says_why(
-    name: str, call: Callable[[Path], object], error: type[Exception], seen: str, tmp_path: Path
+@pytest.mark.parametrize(("name", "call", "error", "pattern"), CALLS, ids=[row[0] for row in CALLS])
+def test_wrong_call_raises_one_line(
+    name: str, call: Callable[[Path], object], error: type[Exception], pattern: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(error, match=seen) as caught:
+    with pytest.raises(error, match=pattern) as caught:
         call(tmp_path)
-    assert "\n" not in str(caught.value), "one line"
+    assert "\n" not in str(caught.value)
 
 
-def test_a_video_deleted_during_training_is_named(tmp_path: Path) -> None:
+def test_video_deleted_during_training_is_named(tmp_path: Path) -> None:
     dataset = VideoFolder(videos(tmp_path), **CLIP)
     (tmp_path / "videos" / "v.avi").unlink()
-    with pytest.raises(ValueError, match=r"v\.avi no longer decodes \(No such file"):
+    with pytest.raises(ValueError, match=r"v\.avi can no longer be decoded \(No such"):
         dataset.read(0, 4, 3, None)
-
-
-def test_the_table_has_thirty_rows() -> None:
-    assert len(VIDEOS) + len(CALLS) >= 30

@@ -1,15 +1,17 @@
 import os
 import shutil
 from pathlib import Path
+from typing import ClassVar
 
 import fake_videos
 import pytest
 
-from latte_pl.data.check import DATASETS, check, main
+from latte_pl.cli import data
+from latte_pl.data.check import DATASETS, check
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.skytimelapse import SkyTimelapseVideos
 
-CLIP = ["--num_frames", "4", "--interval", "3"]
+CLIP = {"num_frames": 4, "interval": 3}
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +29,15 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_sound_data_set_passes(name: str, roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, str(roots[name]), *CLIP]) == 0
+def test_intact_data_set_passes(name: str, roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert data.check(name, str(roots[name]), **CLIP) == 0
     text = capsys.readouterr().out
     count = {"ucf101": 6, "faceforensics": 4, "skytimelapse": 8, "taichi": 4, "folder": 2}[name]
     assert f"{count} usable videos" in text
     assert "every video can be used" in text
 
 
-def test_counts_by_split_class_size_and_length(roots: dict[str, Path]) -> None:
+def test_report_counts_splits_classes_sizes_and_lengths(roots: dict[str, Path]) -> None:
     report = check("ucf101", roots["ucf101"], 4, 3)
     assert report.splits == {"train": 3, "test": 3}
     assert list(report.classes) == ["Archery", "Hammering", "HammerThrow"]
@@ -47,7 +49,7 @@ def test_counts_by_split_class_size_and_length(roots: dict[str, Path]) -> None:
     assert sorted(mixed.lengths) == [24, 30]
 
 
-def test_the_report_draws_its_histograms(roots: dict[str, Path]) -> None:
+def test_report_has_histograms(roots: dict[str, Path]) -> None:
     text = str(check("folder", roots["folder"], 4, 3))
     lines = [line.split() for line in text.splitlines()]
     assert ["64", "x", "48", "1", "█" * 30] in lines
@@ -57,51 +59,71 @@ def test_the_report_draws_its_histograms(roots: dict[str, Path]) -> None:
     assert ["run", "1"] in lines
 
 
-def test_unusable_files_fail_the_check_and_are_named(
+def test_unusable_files_are_named_and_fail_the_check(
     roots: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Path(shutil.copytree(roots["ucf101"], tmp_path / "ucf"))
     videos = sorted((root / "UCF-101").rglob("*.avi"))
     videos[0].write_bytes(b"")
     videos[1].unlink()
-    assert main(["ucf101", str(root), *CLIP]) == 1
+    assert data.check("ucf101", str(root), **CLIP) == 1
     text = capsys.readouterr().out
     assert "4 usable videos, 48 frames; 2 unusable" in text
     assert f"  {videos[0].relative_to(root)}: zero bytes" in text
     assert f"  {videos[1].relative_to(root / 'UCF-101')}: listed in " in text
 
 
-def test_a_clip_that_no_video_holds_fails_the_check(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["folder", str(roots["folder"])]) == 1
-    assert "too short: 24 frames, 16 at interval 3 need 46" in capsys.readouterr().out
+def test_clip_longer_than_all_videos_fails_the_check(
+    roots: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data.check("folder", str(roots["folder"])) == 1
+    assert "too short: 24 frames, but a clip of 16 at interval 3 needs 46" in capsys.readouterr().out
 
 
-def test_an_empty_or_missing_folder_fails_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["folder", str(tmp_path)]) == 1
+def test_empty_folder_fails_the_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert data.check("folder", str(tmp_path)) == 1
     assert "no video found" in capsys.readouterr().out
-    assert main(["folder", str(tmp_path / "no")]) == 1
-    assert capsys.readouterr().err.startswith("latte data check: the folder")
 
 
-def test_training_sets_aside_what_only_a_check_can_see(roots: dict[str, Path], tmp_path: Path) -> None:
+class Nested(VideoFolder):
+    """A layout of the user's own: training/<class>/<video>."""
+
+    folders: ClassVar = {"train": ("training",)}
+
+
+def test_own_layout_is_checked_by_its_import_path(roots: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(roots["folder"], tmp_path / "training")
+    report = check(f"{__name__}.Nested", tmp_path, 4, 3)
+    assert report.splits == {"train": 2}
+    assert list(report.classes) == ["run", "walk"]
+
+
+def test_command_line_passes_its_arguments(roots: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        data.main(["check", "folder", str(roots["folder"]), "--num_frames", "5", "--interval", "6"])
+    assert ended.value.code == 1
+    assert "clips of 5 frames at interval 6 (25 frames)" in capsys.readouterr().out
+
+
+def test_training_skips_what_a_check_found(roots: dict[str, Path], tmp_path: Path) -> None:
     root = Path(shutil.copytree(roots["skytimelapse"], tmp_path / "sky"))
     image = sorted((root / "sky_train").rglob("*.jpg"))[3]
-    data = bytearray(image.read_bytes())
-    table = data.find(b"\xff\xc4")  # a code table that makes no sense, in a file with a sound head and end
-    data[table + 4 : table + 21] = b"\xff" * 17
-    image.write_bytes(data)
+    content = bytearray(image.read_bytes())
+    table = content.find(b"\xff\xc4")  # a senseless code table, in a file with an intact head and end
+    content[table + 4 : table + 21] = b"\xff" * 17
+    image.write_bytes(content)
     clip = {"size": 16, "num_frames": 4, "interval": 3, "split": "train"}
     assert len(SkyTimelapseVideos(root, **clip)) == 4
     report = check("skytimelapse", root, 4, 3)
-    ((path, reason),) = report.unusable
+    ((path, reason),) = report.skipped
     assert path == image.parent.relative_to(root).as_posix()
     assert image.name in reason
     dataset = SkyTimelapseVideos(root, **clip)
-    assert dataset.quarantine == [(path, reason)]
+    assert dataset.skipped == [(path, reason)]
     assert len(dataset) == 3
 
 
-def test_the_check_and_training_share_the_index(roots: dict[str, Path], tmp_path: Path) -> None:
+def test_check_and_training_share_the_index(roots: dict[str, Path], tmp_path: Path) -> None:
     root = Path(shutil.copytree(roots["folder"], tmp_path / "folder"))
     check("folder", root, 4, 3)
     written = os.stat(root / ".latte_index" / "index.json").st_mtime_ns
@@ -109,8 +131,8 @@ def test_the_check_and_training_share_the_index(roots: dict[str, Path], tmp_path
     assert os.stat(root / ".latte_index" / "index.json").st_mtime_ns == written
 
 
-def test_names_that_are_not_text_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_names_that_are_not_utf8_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9.mp4")
     (tmp_path / name).write_bytes(b"nothing")
-    assert main(["folder", str(tmp_path)]) == 1
+    assert data.check("folder", str(tmp_path)) == 1
     assert r"caf\udce9.mp4: " in capsys.readouterr().out

@@ -18,13 +18,13 @@ UNEVEN = np.cumsum(np.random.default_rng(0).integers(5, 200, 36)).tolist()
 
 
 def sequential(path: Path) -> np.ndarray:
-    """Decode all of a file with nothing but PyAV."""
+    """Decode a whole file with PyAV alone."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def without_cues(path: Path) -> Path:
-    """Write a Matroska file through a pipe, which leaves it without an index."""
+    """Write a Matroska file through a pipe, so that it has no index."""
 
     class Pipe(io.RawIOBase):
         data = bytearray()
@@ -96,7 +96,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "animation.gif": lambda p: write_video(p, codec="gif", pixel_format="rgb8"),
     "odd_size.avi": lambda p: write_xvid(p, size=(46, 62)),
 }
-SEQUENTIAL = {"long_gop.mp4", "animation.gif"}  # the only ones without an entry point inside
+SEQUENTIAL = {"long_gop.mp4", "animation.gif"}  # the only ones without entry points
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_every_window_equals_a_sequential_decode(kind: str, folder: Path) -> Non
     index = index_video(path)
     assert index.num_frames == len(truth) == 36
     assert (index.height, index.width) == truth.shape[1:3]
-    assert len({frame.tobytes() for frame in truth}) == 36, "frames that look alike would hide an error"
+    assert len({frame.tobytes() for frame in truth}) == 36, "equal frames would hide an error"
     for start, (frames, interval) in itertools.product(range(36), ((2, 1), (4, 3), (3, 7))):
         stop = start + (frames - 1) * interval + 1
         if stop <= 36:
@@ -137,12 +137,12 @@ def test_windows_of_real_clips_equal_a_sequential_decode(path: Path) -> None:
         assert np.array_equal(clip, np.stack([truth[start + offset] for offset in (0, 3, 6)])), start
 
 
-def test_the_real_clips_are_there() -> None:
+def test_real_clips_are_installed() -> None:
     assert {path.suffix for path in real_clips()} >= {".mp4", ".avi", ".mkv", ".webm", ".mpg", ".wmv"}
     assert {"bigbuckbunny.mp4", "bikes.mp4"} <= {path.name for path in real_clips()}
 
 
-def test_a_window_costs_no_more_than_its_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_window_decodes_only_its_group_of_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_xvid(folder / "cost.avi", num_frames=60, gop=12)
     index = index_video(path)
     assert [entry.frame for entry in index.entries] == [12, 24, 36, 48]
@@ -162,14 +162,14 @@ def test_a_window_costs_no_more_than_its_group(folder: Path, monkeypatch: pytest
         assert decoded == start % 12 + 4
 
 
-def test_a_box_is_the_same_part_of_the_picture(folder: Path) -> None:
+def test_box_is_a_crop_of_the_frame(folder: Path) -> None:
     path = write_xvid(folder / "box.avi")
     index = index_video(path)
     whole = read_video(path, index, 5, 3, 2)
     assert np.array_equal(read_video(path, index, 5, 3, 2, (3, 10, 30, 40)), whole[:, 3:33, 10:50])
 
 
-def test_pictures_are_turned_upright(folder: Path) -> None:
+def test_frames_are_rotated_upright(folder: Path) -> None:
     path = write_video(folder / "turned.mp4", codec="libx264", rotation=90)
     index = index_video(path)
     assert (index.height, index.width) == (64, 48)
@@ -179,14 +179,14 @@ def test_pictures_are_turned_upright(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "frames", "interval"), [(0, 37, 1), (-1, 2, 1), (30, 3, 3), (0, 0, 1), (0, 2, 0)])
-def test_a_window_outside_the_video_is_refused(start: int, frames: int, interval: int, folder: Path) -> None:
+def test_window_outside_of_the_video_raises(start: int, frames: int, interval: int, folder: Path) -> None:
     path = folder / "outside.avi"
     index = index_video(path if path.exists() else write_xvid(path))
-    with pytest.raises(ValueError, match=r"frames .* were asked of .*outside.avi, which has 36"):
+    with pytest.raises(ValueError, match=r"frames .* are outside of .*outside.avi, which has 36 frames"):
         read_video(path, index, start, frames, interval)
 
 
-def test_a_file_that_changed_after_indexing_is_named(folder: Path) -> None:
+def test_file_that_changed_after_indexing_is_named(folder: Path) -> None:
     path = write_xvid(folder / "changed.avi")
     index = index_video(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
@@ -194,7 +194,7 @@ def test_a_file_that_changed_after_indexing_is_named(folder: Path) -> None:
         read_video(path, index, 20, 4)
 
 
-def test_an_entry_point_that_decodes_differently_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_that_decodes_differently_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_xvid(folder / "lying.avi", num_frames=60)
     frames = decoding._frames
 
@@ -210,10 +210,10 @@ def test_an_entry_point_that_decodes_differently_is_not_kept(folder: Path, monke
     monkeypatch.setattr(decoding, "_frames", lying)
     entries = index_video(path).entries
     assert [entry.frame for entry in entries] == [12, 24, 36, 48]
-    assert next(entry for entry in entries if entry.frame == 24).timestamp == 12, "the seek that is right is taken"
+    assert next(entry for entry in entries if entry.frame == 24).timestamp == 12, "the correct seek is used"
 
 
-def test_reading_does_not_leak(folder: Path) -> None:
+def test_reading_leaks_neither_memory_nor_files(folder: Path) -> None:
     path = write_xvid(folder / "leak.avi")
     index = index_video(path)
 

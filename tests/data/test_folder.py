@@ -1,21 +1,25 @@
+import hashlib
 import itertools
 import logging
 import pickle
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fake_videos import picture, real_clips, write_frames, write_video, write_xvid
+from PIL import Image
 
 from latte_pl.data.folder import VideoFolder
+from latte_pl.data.index import scan
 from latte_pl.data.stream import ClipStream, VideoDataset
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes; files and frames, nested, one video too short for most clips."""
+    """Three classes of files and frames, nested; one video is too short for most clips."""
     root = tmp_path_factory.mktemp("classes")
     write_xvid(root / "run" / "a.avi", 36, seed=1)
     write_video(root / "run" / "deep" / "b.mp4", 24, codec="libx264", b_frames=2, seed=2)
@@ -32,6 +36,7 @@ def dataset(classes: Path) -> VideoFolder:
 def test_folder_is_a_video_dataset(dataset: VideoFolder) -> None:
     assert isinstance(dataset, VideoDataset)
     assert dataset.key == "video"
+    assert dataset.resize == "centre-crop"
 
 
 def test_classes_are_the_first_folders(dataset: VideoFolder) -> None:
@@ -51,21 +56,21 @@ def test_flat_and_mixed_folders_are_unlabelled(classes: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_a_clip_is_the_window_and_mirror_that_were_drawn(dataset: VideoFolder, index: int) -> None:
+def test_clip_has_the_drawn_start_and_flip(dataset: VideoFolder, index: int) -> None:
     seen = set()
     for seed in range(30):
         clip = dataset.read(index, 3, 2, np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
-        start, mirrored = int(rng.integers(dataset.length(index) - 4)), rng.random() < 0.5
+        start, flipped = int(rng.integers(dataset.length(index) - 4)), rng.random() < 0.5
         expected = dataset.frames(index, 0, dataset.length(index))[start : start + 5 : 2]
-        assert torch.equal(clip, expected.flip(-1) if mirrored else expected)
-        seen.add((start, mirrored))
+        assert torch.equal(clip, expected.flip(-1) if flipped else expected)
+        seen.add((start, flipped))
     assert len(seen) > 10
     assert clip.shape == (3, 3, 24, 40)
     assert clip.dtype == torch.uint8
 
 
-def test_evaluation_view_starts_at_frame_0_unmirrored(dataset: VideoFolder) -> None:
+def test_evaluation_view_starts_at_frame_0_and_is_not_flipped(dataset: VideoFolder) -> None:
     for index in range(len(dataset)):
         assert torch.equal(dataset.read(index, 4, 3, None), dataset.frames(index, 0, 4, 3))
 
@@ -78,7 +83,7 @@ def test_pixels_are_those_of_the_video(classes: Path) -> None:
     assert int(np.argmin(errors)) == 20
 
 
-def test_no_flip_without_the_option(classes: Path) -> None:
+def test_clips_are_not_flipped_without_the_option(classes: Path) -> None:
     dataset = VideoFolder(classes, 16, num_frames=4, interval=3, flip=False)
     whole = dataset.frames(1, 0, 36)
     for seed in range(8):
@@ -86,25 +91,25 @@ def test_no_flip_without_the_option(classes: Path) -> None:
         assert torch.equal(dataset.read(1, 4, 3, np.random.default_rng(seed)), whole[start : start + 10 : 3])
 
 
-def test_short_videos_are_set_aside_by_name(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_videos_are_skipped_and_named(classes: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         dataset = VideoFolder(classes, 16, num_frames=9, interval=3)
-    reason = "too short: 24 frames, 9 at interval 3 need 25"
-    assert dataset.quarantine == [("run/deep/b.mp4", reason), ("walk/d.avi", reason.replace("24", "12"))]
-    assert all(f"{path}: {reason}" in caplog.text for path, reason in dataset.quarantine)
+    reason = "too short: 24 frames, but a clip of 9 at interval 3 needs 25"
+    assert dataset.skipped == [("run/deep/b.mp4", reason), ("walk/d.avi", reason.replace("24", "12"))]
+    assert all(f"{path}: {reason}" in caplog.text for path, reason in dataset.skipped)
     assert "2 of 4 videos" in caplog.text
     assert len(dataset) == 2
-    assert dataset.class_names == ["jump", "run", "walk"], "labels do not depend on which videos are long enough"
+    assert dataset.class_names == ["jump", "run", "walk"], "labels do not depend on the length of the videos"
 
 
-def test_none_left_names_folder_and_reasons(classes: Path) -> None:
+def test_error_without_usable_videos_names_folder_and_reasons(classes: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"no usable video in .*classes.*1 x too short: 30 frames, 16 at interval 3 ne"
+        ValueError, match=r"no usable video in .*classes.*1 x too short: 30 frames, but a clip of 16 at"
     ):
         VideoFolder(classes, 16)
 
 
-def test_weights(dataset: VideoFolder) -> None:
+def test_weights_by_clips_and_by_classes(dataset: VideoFolder) -> None:
     assert dataset.weights("videos") is None
     clips = dataset.weights("clips")
     assert clips == pytest.approx(np.array([21, 27, 15, 3]) / 66)
@@ -112,14 +117,14 @@ def test_weights(dataset: VideoFolder) -> None:
     assert balanced == pytest.approx(np.array([2, 1, 1, 2]) / 6)
 
 
-def test_clips_weights_make_every_window_equally_likely(dataset: VideoFolder) -> None:
+def test_weights_by_clips_make_all_windows_equally_likely(dataset: VideoFolder) -> None:
     stream = ClipStream(dataset, 4, 3, seed=0, weights=dataset.weights("clips"))
     counts = np.bincount([stream.index(n) for n in range(3300)], minlength=4)
     expected = 3300 * np.array([21, 27, 15, 3]) / 66
     assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
 
 
-def test_pickled_copy_reads_the_same(dataset: VideoFolder) -> None:
+def test_pickled_copy_reads_the_same_clips(dataset: VideoFolder) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     for index in range(len(dataset)):
         assert torch.equal(
@@ -127,7 +132,7 @@ def test_pickled_copy_reads_the_same(dataset: VideoFolder) -> None:
         )
 
 
-def test_loader_processes_read_the_same(dataset: VideoFolder) -> None:
+def test_loader_processes_read_the_same_clips(dataset: VideoFolder) -> None:
     stream = ClipStream(dataset, 4, 3, seed=0, num_images=2)
     batches = [list(range(4)), list(range(4, 8))]
     here, there = (
@@ -137,11 +142,35 @@ def test_loader_processes_read_the_same(dataset: VideoFolder) -> None:
     assert here[0]["video"].shape == (4, 6, 3, 24, 40)
 
 
-def test_fingerprint_follows_files_and_size(classes: Path, dataset: VideoFolder) -> None:
+def test_fingerprint_depends_on_files_and_size(classes: Path, dataset: VideoFolder) -> None:
     kwargs = {"num_frames": 4, "interval": 3}
     assert VideoFolder(classes, (24, 40), **kwargs, flip=False).fingerprint() == dataset.fingerprint()
     assert VideoFolder(classes, (40, 24), **kwargs).fingerprint() != dataset.fingerprint()
     assert VideoFolder(classes / "run", (24, 40), **kwargs).fingerprint() != dataset.fingerprint()
+
+
+def test_fingerprint_is_that_of_earlier_versions_unless_pictures_are_read_differently(tmp_path: Path) -> None:
+    """Latent caches of earlier versions stay valid, except for videos that are now turned, flipped or resampled."""
+
+    def earlier() -> str:
+        files = [f"{video.path}\n{video.signature}" for video in scan(tmp_path)]
+        return hashlib.sha256("\n".join(["(16, 16)", *files]).encode()).hexdigest()
+
+    def fingerprint() -> str:
+        return VideoFolder(tmp_path, 16, num_frames=4, interval=1).fingerprint()
+
+    write_xvid(tmp_path / "a.avi", 12)
+    write_video(tmp_path / "turned.mp4", 12, codec="libx264", rotation=90)
+    write_frames(tmp_path / "frames", 12)
+    assert fingerprint() == earlier()
+    image = Image.fromarray(picture(0))
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "frames" / "0000000.jpg", exif=image.getexif())
+    assert fingerprint() != earlier()
+    write_frames(tmp_path / "frames", 12)
+    assert fingerprint() == earlier()
+    write_video(tmp_path / "b.mp4", 12, codec="libx264", pixel_aspect=Fraction(2))
+    assert fingerprint() != earlier()
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +188,7 @@ def paths(root: Path, split: str, **kwargs: object) -> set[str]:
 
 
 @pytest.mark.parametrize(("holdout", "count"), [(0.1, 1), (0.25, 3), (0.99, 11)])
-def test_validation_is_held_out_of_a_folder_without_splits(many: Path, holdout: float, count: int) -> None:
+def test_folder_without_splits_holds_out_validation_videos(many: Path, holdout: float, count: int) -> None:
     train, held = paths(many, "train", holdout=holdout), paths(many, "val", holdout=holdout)
     assert len(held) == count
     assert not train & held
@@ -170,12 +199,12 @@ def test_larger_holdouts_contain_smaller_ones(many: Path) -> None:
     assert paths(many, "val", holdout=0.25) < paths(many, "val", holdout=0.5)
 
 
-def test_without_holdout_validation_is_training_and_says_so(many: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_holdout_0_validates_on_training_videos_and_warns(many: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert paths(many, "val", holdout=0) == paths(many, "train", holdout=0) == paths(many, "all")
     assert "the validation videos are the training videos" in caplog.text
 
 
-def test_split_folders_are_splits_and_not_classes(many: Path, tmp_path: Path) -> None:
+def test_split_folders_are_not_classes(many: Path, tmp_path: Path) -> None:
     for place in ("train/x/1.avi", "train/y/2.avi", "test/x/3.avi"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(many / "v00.avi", tmp_path / place)

@@ -1,4 +1,4 @@
-"""The loss and the timesteps of the rectified flow."""
+"""Loss and timesteps of rectified flow."""
 
 import pytest
 import torch
@@ -21,41 +21,41 @@ def test_timesteps_have_the_quantiles_of_the_logit_normal(mean, std):
     torch.testing.assert_close(t, (1000 * torch.sigmoid(mean + std * z)).float())
 
 
-def test_timesteps_stay_in_range_at_the_edges():
+def test_timesteps_are_in_range_at_the_limits():
     t = RectifiedFlow(std=10.0).timesteps(torch.tensor([0.0, 2.0**-24, 1.0 - 2.0**-24]))
     assert t.isfinite().all()
     assert ((t >= 0.0) & (t <= 1000.0)).all()
 
 
-def test_right_velocity_leaves_no_loss():
+def test_exact_velocity_has_zero_loss():
     x, noise = normals(2)
     losses = RectifiedFlow().loss(lambda x_t, t: noise - x, x, torch.tensor([0.0, 431.5, 1000.0]), noise)
     assert losses["loss"].shape == SHAPE[:2]
     assert losses["loss"].abs().max() == 0.0
 
 
-def test_model_sees_the_straight_path():
+def test_model_gets_points_on_the_straight_path():
     x, noise = normals(2)
     t = torch.tensor([0.0, 250.0, 1000.0])
-    seen = []
+    calls = []
 
     def model(x_t, steps):
-        seen.append((x_t, steps))
+        calls.append((x_t, steps))
         return torch.zeros_like(x_t)
 
     losses = RectifiedFlow().loss(model, x, t, noise)
-    x_t, steps = seen[0]
+    x_t, steps = calls[0]
     assert torch.equal(steps, t)
     torch.testing.assert_close(x_t, torch.stack([x[0], 0.75 * x[1] + 0.25 * noise[1], noise[2]]))
     torch.testing.assert_close(losses["loss"], (noise - x).square().mean(dim=(2, 3, 4)))
 
 
-def test_a_variance_is_refused():
+def test_model_with_a_variance_raises_an_error():
     x, noise = normals(2)
-    with pytest.raises(ValueError, match="no variance is learned"):
+    with pytest.raises(ValueError, match="without a variance"):
         RectifiedFlow().loss(lambda x, t: torch.cat([x, x], dim=2), x, torch.full((3,), 500.0), noise)
 
 
-def test_spread_must_be_positive():
+def test_std_must_be_positive():
     with pytest.raises(ValueError, match=r"logit-normal timesteps is 0\.0"):
         RectifiedFlow(std=0.0)

@@ -1,4 +1,4 @@
-"""Parity with recorded outputs of the official code: loss, single steps, loops and guidance, in float64 and float32."""
+"""Parity with recorded outputs of the official code: loss, single steps, loops and guidance in float64 and float32."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from latte_pl.diffusion import GaussianDiffusion, Guidance
 from latte_pl.diffusion.base import Progress
-from latte_pl.diffusion.samplers import ancestral_step, ddim, ddim_step
+from latte_pl.diffusion.samplers import ddim, ddim_step, ddpm_step
 from latte_pl.diffusion.schedule import Schedule, evenly_spaced, integer_stride
 from latte_pl.interop.official import load_official
 
@@ -19,7 +19,7 @@ PRECISIONS = [(torch.float64, "out_f64_full"), (torch.float32, "out_f32")]
 
 @pytest.fixture(scope="module", params=PRECISIONS, ids=["float64", "float32"])
 def official(request):
-    """The official weights in our net, its inputs and outputs in one precision, and the tolerance."""
+    """Return our model with the official weights, and the recorded inputs and outputs in one precision."""
     dtype, outputs = request.param
     tensors = load_file(FILE)
     prefix = "state_dict."
@@ -36,7 +36,7 @@ class Official:
         return value.to(self.dtype) if value.is_floating_point() else value
 
     def draw(self, name):
-        """Noises and step numbers, the same in both precisions."""
+        """Return recorded noise or step indices, which are equal in both precisions."""
         value = self.tensors[f"out_f32.{name}"]
         return value.to(self.dtype) if value.is_floating_point() else value
 
@@ -53,7 +53,7 @@ class Official:
             return self.net(x, t, y)
 
 
-def test_net_is_the_official_one(official):
+def test_model_matches_the_official_one(official):
     output = official.output(official.input("x"), official.input("t"), official.input("y"))
     official.assert_close(output, "forward")
 
@@ -64,7 +64,7 @@ def test_loss(official, name):
     x, noise, y = official.input("x_start"), official.input("noise"), official.input("y")
     losses = GaussianDiffusion().loss(lambda x, t: official.output(x, t, y), x, t, noise)
     for part in ("mse", "vb", "loss"):
-        # the official float32 likelihood at t = 0 is the logarithm of a rounded difference
+        # the official float32 likelihood at t = 0 suffers from cancellation
         loose = official.dtype == torch.float32 and name == "loss_eval_t0_999" and part != "mse"
         official.assert_close(losses[part].mean(dim=1), f"{name}.{part}", atol=2e-2 if loose else None)
 
@@ -95,14 +95,14 @@ def test_single_steps(official, chain, kind):
         one, c = slice(row, row + 1), schedule.step(int(index[row]))
         if function == "p_sample":
             noise = official.draw(f"{name}.noise")[one] if index[row] else None
-            step = ancestral_step(c, x[one], eps[one], v[one], noise)
+            step = ddpm_step(c, x[one], eps[one], v[one], noise)
         else:
             noise = official.draw(f"{name}.noise")[one] if float(eta) else None
             step = ddim_step(c, x[one], eps[one], float(eta), noise)
         official.assert_close(step, f"{name}.sample", one)
 
 
-def test_guided_forward_keeps_the_conditional_variance(official):
+def test_guided_forward_pass_matches_the_official_one(official):
     x, t, y = (official.input(name) for name in ("x", "t", "y"))
     with torch.no_grad():
         output = Guidance(official.net, y, 7.0)(x, t)
@@ -116,12 +116,12 @@ def test_guided_step(official):
     with torch.no_grad():
         output = Guidance(official.net, y, 7.0)(x, t)
     noise = official.draw("p_sample_250_cfg7.noise")[:2]
-    step = ancestral_step(Schedule(CHAINS["250"]).step(index), x, output[:, :, :4], output[:, :, 4:], noise)
+    step = ddpm_step(Schedule(CHAINS["250"]).step(index), x, output[:, :, :4], output[:, :, 4:], noise)
     official.assert_close(step, "p_sample_250_cfg7.sample", slice(0, 2))
 
 
-def test_guided_ancestral_loop(official):
-    """From the official seed too: the official batch is doubled, and its second half is not ours."""
+def test_guided_ddpm_loop(official):
+    """The seed is the official one. The official batch is doubled, and its second half is discarded."""
     x, y = official.input("x").repeat(2, 1, 1, 1, 1), official.input("y").repeat(2)
     generator = torch.Generator().manual_seed(321)
     model = Guidance(official.net, y, 7.0)
@@ -130,7 +130,7 @@ def test_guided_ancestral_loop(official):
 
 
 def test_guided_ddim_loop(official):
-    """The official loop runs DDIM on the evenly spaced chain here."""
+    """The official loop runs DDIM on evenly spaced timesteps here."""
     model = Guidance(official.net, official.input("y"), 7.0)
     plain: Progress = lambda steps: steps  # noqa: E731
 

@@ -1,10 +1,10 @@
-"""Samplers on Gaussian data, where the best denoiser and the exact sample are known in closed form."""
+"""Samplers on Gaussian data, for which the optimal denoiser and the exact sample have a closed form."""
 
 import pytest
 import torch
 
 from latte_pl.diffusion import GaussianDiffusion, RectifiedFlow
-from latte_pl.diffusion.samplers import ancestral_step, ddim_step
+from latte_pl.diffusion.samplers import ddim_step, ddpm_step
 from latte_pl.diffusion.schedule import Schedule, evenly_spaced
 
 MEAN, STD = 0.4, 0.6
@@ -14,36 +14,36 @@ FLOW = [("euler", 5, 0.0), ("heun", 5, 0.0)]
 ALL = [(GaussianDiffusion(False), *row) for row in GAUSSIAN] + [(RectifiedFlow(), *row) for row in FLOW]
 
 
-def best_noise(x, t):
-    """E[eps | x_t] of data N(MEAN, STD^2)."""
+def optimal_noise(x, t):
+    """Return E[eps | x_t] for data N(MEAN, STD^2)."""
     c = Schedule().at(t, x)
     return c.noise * (x - c.signal * MEAN) / ((c.signal * STD).square() + c.noise.square())
 
 
-def best_noise_and_variance(steps):
-    """The same, and the share at which the reverse step of this chain has its true variance."""
-    chain = Schedule(evenly_spaced(steps))
-    index = {t: i for i, t in enumerate(chain.timesteps)}
+def optimal_noise_and_variance(steps):
+    """Return a model of the noise, and of the variance output with which reverse steps have the true variance."""
+    schedule = Schedule(evenly_spaced(steps))
+    index = {t: i for i, t in enumerate(schedule.timesteps)}
 
     def model(x, t):
-        c = chain.at(torch.tensor([index[n] for n in t.tolist()]), x)
-        left = (STD * c.noise).square() / ((c.signal * STD).square() + c.noise.square())  # Var[x_0 | x_t]
-        log_variance = (c.mean_x0.square() * left + c.log_variance_min.exp()).log()
-        share = (log_variance - c.log_variance_min) / (c.log_variance_max - c.log_variance_min)
-        return torch.cat([best_noise(x, t), (2.0 * share - 1.0).nan_to_num(0.0).expand_as(x)], dim=2)
+        c = schedule.at(torch.tensor([index[n] for n in t.tolist()]), x)
+        variance = (STD * c.noise).square() / ((c.signal * STD).square() + c.noise.square())  # Var[x_0 | x_t]
+        log_variance = (c.mean_x0.square() * variance + c.log_variance_min.exp()).log()
+        fraction = (log_variance - c.log_variance_min) / (c.log_variance_max - c.log_variance_min)
+        return torch.cat([optimal_noise(x, t), (2.0 * fraction - 1.0).nan_to_num(0.0).expand_as(x)], dim=2)
 
     return model
 
 
-def best_velocity(x, t):
-    """E[eps - x_0 | x_s] of the same data."""
+def optimal_velocity(x, t):
+    """Return E[eps - x_0 | x_s] for the same data."""
     s = t.to(x)[:, None, None, None, None] / 1000.0
     z = (x - (1 - s) * MEAN) / (((1 - s) * STD).square() + s.square())
     return s * z - (MEAN + (1 - s) * STD**2 * z)
 
 
-def best(diffusion):
-    return best_noise if isinstance(diffusion, GaussianDiffusion) else best_velocity
+def optimal(diffusion):
+    return optimal_noise if isinstance(diffusion, GaussianDiffusion) else optimal_velocity
 
 
 def normal(seed=0, shape=SHAPE, dtype=torch.float64):
@@ -51,28 +51,28 @@ def normal(seed=0, shape=SHAPE, dtype=torch.float64):
 
 
 def error(diffusion, sampler, steps):
-    """Largest distance to the exact solution of the probability-flow equation, which is MEAN + STD noise."""
+    """Return the largest error to the exact solution of the probability-flow ODE, MEAN + STD * noise."""
     noise = normal(shape=(2, 2, 2, 3, 5)).clamp(-3, 3)
-    sample = diffusion.sample(best(diffusion), noise, sampler=sampler, steps=steps)
+    sample = diffusion.sample(optimal(diffusion), noise, sampler=sampler, steps=steps)
     return (sample - (MEAN + STD * noise)).abs().max().item()
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
-def test_ancestral_sampling_recovers_the_data(learn_sigma):
-    model = best_noise_and_variance(250) if learn_sigma else best_noise
+def test_ddpm_samples_have_the_moments_of_the_data(learn_sigma):
+    model = optimal_noise_and_variance(250) if learn_sigma else optimal_noise
     generator = torch.Generator().manual_seed(1)
     diffusion = GaussianDiffusion(learn_sigma)
     sample = diffusion.sample(model, normal(), sampler="ddpm", steps=250, generator=generator)
-    # 11520 values: standard errors 0.006 of the mean, 0.004 of the deviation
+    # standard errors of 11520 values: 0.006 of the mean, 0.004 of the standard deviation
     assert sample.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert sample.std().item() == pytest.approx(STD, abs=0.015)
 
 
-def test_ddim_with_noise_recovers_the_data():
-    # all 1000 steps: its variance is the smaller one, which is right only for small steps
+def test_ddim_with_full_eta_samples_have_the_moments_of_the_data():
+    # all 1000 steps, because the smaller variance is exact only for small steps
     generator = torch.Generator().manual_seed(1)
     diffusion = GaussianDiffusion(False)
-    sample = diffusion.sample(best_noise, normal(), sampler="ddim", steps=1000, eta=1.0, generator=generator)
+    sample = diffusion.sample(optimal_noise, normal(), sampler="ddim", steps=1000, eta=1.0, generator=generator)
     assert sample.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert sample.std().item() == pytest.approx(STD, abs=0.015)
 
@@ -86,38 +86,38 @@ def test_ddim_with_noise_recovers_the_data():
         (RectifiedFlow(), "heun", 20, 0.006),
     ],
 )
-def test_deterministic_samplers_reach_the_exact_sample(diffusion, sampler, steps, tolerance):
+def test_deterministic_samplers_converge_to_the_exact_sample(diffusion, sampler, steps, tolerance):
     assert error(diffusion, sampler, steps) < tolerance
 
 
-def test_order_of_euler_and_heun():
+def test_euler_has_order_1_and_heun_order_2():
     for sampler, ratio in (("euler", 2.0), ("heun", 4.0)):
         errors = [error(RectifiedFlow(), sampler, steps) for steps in (40, 80, 160)]
         assert errors[0] / errors[1] == pytest.approx(ratio, rel=0.15)
         assert errors[1] / errors[2] == pytest.approx(ratio, rel=0.1)
 
 
-def test_multistep_beats_ddim_at_as_many_evaluations():
+def test_dpm_solver_is_more_accurate_than_ddim_with_equal_steps():
     assert error(GaussianDiffusion(False), "dpm++", 20) < 0.5 * error(GaussianDiffusion(False), "ddim", 20)
 
 
-def test_full_eta_is_ancestral_sampling_with_the_smaller_variance():
+def test_ddim_with_full_eta_is_ddpm_with_the_smaller_variance():
     schedule = Schedule(evenly_spaced(50))
     x, eps, noise = normal(shape=(3, 2, 2, 2, 3, 5)).unbind(0)
     for index in (1, 20, 49):
         c = schedule.step(index)
         torch.testing.assert_close(
-            ddim_step(c, x, eps, 1.0, noise), ancestral_step(c, x, eps, -torch.ones_like(x), noise), rtol=0, atol=1e-9
+            ddim_step(c, x, eps, 1.0, noise), ddpm_step(c, x, eps, -torch.ones_like(x), noise), rtol=0, atol=1e-9
         )
 
 
-def test_evaluations_a_step():
+def test_number_of_model_evaluations():
     for sampler, evaluations in (("euler", 6), ("heun", 11)):
         seen = []
 
         def model(x, t, seen=seen):
             seen.append(t)
-            return best_velocity(x, t)
+            return optimal_velocity(x, t)
 
         RectifiedFlow().sample(model, normal(shape=(2, 2, 2, 2, 3)), sampler=sampler, steps=6)
         assert len(seen) == evaluations
@@ -130,12 +130,12 @@ def test_evaluations_a_step():
     ("sampler", "steps", "timesteps"),
     [("ddpm", 4, [999, 666, 333, 0]), ("ddim", 4, [750, 500, 250, 0]), ("dpm++", 4, [999, 749, 500, 250])],
 )
-def test_timesteps_the_model_sees(sampler, steps, timesteps):
+def test_model_gets_the_expected_timesteps(sampler, steps, timesteps):
     seen = []
 
     def model(x, t):
         seen.append(t)
-        return best_noise(x, t)
+        return optimal_noise(x, t)
 
     GaussianDiffusion(False).sample(model, normal(shape=(2, 2, 2, 2, 3)), sampler=sampler, steps=steps)
     assert [t.tolist() for t in seen] == [[t, t] for t in timesteps]
@@ -143,11 +143,11 @@ def test_timesteps_the_model_sees(sampler, steps, timesteps):
 
 
 @pytest.mark.parametrize(("diffusion", "sampler", "steps", "eta"), ALL)
-def test_same_seed_same_sample(diffusion, sampler, steps, eta):
+def test_samples_depend_only_on_the_seed(diffusion, sampler, steps, eta):
     def sample(seed):
         generator = torch.Generator().manual_seed(seed)
         noise = normal(shape=(2, 2, 2, 3, 5))
-        return diffusion.sample(best(diffusion), noise, sampler=sampler, steps=steps, eta=eta, generator=generator)
+        return diffusion.sample(optimal(diffusion), noise, sampler=sampler, steps=steps, eta=eta, generator=generator)
 
     assert torch.equal(sample(5), sample(5))
     draws = sampler == "ddpm" or eta > 0.0
@@ -155,10 +155,10 @@ def test_same_seed_same_sample(diffusion, sampler, steps, eta):
 
 
 @pytest.mark.parametrize(("diffusion", "sampler", "steps", "eta"), ALL)
-def test_sample_does_not_depend_on_its_batch(diffusion, sampler, steps, eta):
+def test_samples_do_not_depend_on_the_batch(diffusion, sampler, steps, eta):
     def sample(rows):
         return diffusion.sample(
-            best(diffusion),
+            optimal(diffusion),
             normal(shape=(3, 2, 2, 3, 5))[rows],
             sampler=sampler,
             steps=steps,
@@ -172,24 +172,24 @@ def test_sample_does_not_depend_on_its_batch(diffusion, sampler, steps, eta):
 
 
 @pytest.mark.parametrize(("diffusion", "sampler", "steps", "eta"), ALL)
-def test_dtype_of_the_noise_is_kept_and_shown_to_the_model(diffusion, sampler, steps, eta):
+def test_model_and_sample_have_the_dtype_of_the_noise(diffusion, sampler, steps, eta):
     seen = set()
 
     def model(x, t):
         seen.add(x.dtype)
-        return best(diffusion)(x.float(), t).to(x.dtype)
+        return optimal(diffusion)(x.float(), t).to(x.dtype)
 
     noise = normal(shape=(2, 2, 2, 3, 5), dtype=torch.bfloat16)
     arguments = {"sampler": sampler, "steps": steps, "eta": eta}
     half = diffusion.sample(model, noise, generator=torch.Generator().manual_seed(0), **arguments)
     assert (half.dtype, seen) == (torch.bfloat16, {torch.bfloat16})
-    whole = diffusion.sample(best(diffusion), noise.float(), generator=torch.Generator().manual_seed(0), **arguments)
-    torch.testing.assert_close(half.float(), whole, rtol=0.05, atol=0.05)
+    full = diffusion.sample(optimal(diffusion), noise.float(), generator=torch.Generator().manual_seed(0), **arguments)
+    torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
 
 
-def test_learned_variance_changes_ancestral_samples_only():
+def test_learned_variance_changes_only_ddpm_samples():
     def model(v):
-        return lambda x, t: torch.cat([best_noise(x, t), torch.full_like(x, v)], dim=2)
+        return lambda x, t: torch.cat([optimal_noise(x, t), torch.full_like(x, v)], dim=2)
 
     for sampler in ("ddpm", "ddim", "dpm++"):
         low, high = (
@@ -216,34 +216,38 @@ def test_progress_wraps_the_steps(diffusion, sampler, steps, eta):
             yield item
 
     noise = normal(shape=(2, 2, 2, 3, 5))
-    diffusion.sample(best(diffusion), noise, sampler=sampler, steps=steps, eta=eta, progress=progress)
+    diffusion.sample(optimal(diffusion), noise, sampler=sampler, steps=steps, eta=eta, progress=progress)
     assert len(seen) == steps
 
 
-def test_sampling_builds_no_graph():
+def test_sampling_does_not_record_gradients():
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     noise = normal(shape=(2, 2, 2, 3, 5))
-    sample = RectifiedFlow().sample(lambda x, t: weight * best_velocity(x, t), noise, sampler="heun", steps=3)
+    sample = RectifiedFlow().sample(lambda x, t: weight * optimal_velocity(x, t), noise, sampler="heun", steps=3)
     assert not sample.requires_grad
 
 
 @pytest.mark.parametrize(
     ("diffusion", "arguments", "message"),
     [
-        (GaussianDiffusion(False), {"sampler": "euler"}, "sampler is 'euler'; GaussianDiffusion knows ddpm, ddim, dpm"),
-        (RectifiedFlow(), {"sampler": "ddpm"}, "sampler is 'ddpm'; RectifiedFlow knows euler, heun"),
-        (RectifiedFlow(), {"sampler": "heun", "steps": 0}, "steps is 0; sampling takes at least 1"),
+        (
+            GaussianDiffusion(False),
+            {"sampler": "euler"},
+            "sampler is 'euler'; GaussianDiffusion supports ddpm, ddim, dpm",
+        ),
+        (RectifiedFlow(), {"sampler": "ddpm"}, "sampler is 'ddpm'; RectifiedFlow supports euler, heun"),
+        (RectifiedFlow(), {"sampler": "heun", "steps": 0}, "steps is 0; it must be at least 1"),
         (GaussianDiffusion(False), {"sampler": "ddpm", "steps": 1001}, "steps is 1001; this sampler takes 2 to 1000"),
         (GaussianDiffusion(False), {"sampler": "ddim", "steps": 60}, "take 59 or 63"),
         (GaussianDiffusion(False), {"sampler": "dpm++", "steps": 1001}, "steps is 1001; 'dpm\\+\\+' takes 1 to 1000"),
-        (GaussianDiffusion(False), {"sampler": "ddim", "eta": -0.1}, "eta is -0.1; it must lie in"),
-        (GaussianDiffusion(False), {"sampler": "ddim", "eta": 1.1}, "eta is 1.1; it must lie in"),
-        (GaussianDiffusion(False), {"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, which sampler 'ddpm' does not use"),
-        (RectifiedFlow(), {"sampler": "euler", "eta": 0.5}, "eta is 0.5, which sampler 'euler' does not use"),
-        (RectifiedFlow(), {"sampler": "euler", "generator": [torch.Generator()]}, "1 generators for 2 samples"),
+        (GaussianDiffusion(False), {"sampler": "ddim", "eta": -0.1}, "eta is -0.1; it must be in"),
+        (GaussianDiffusion(False), {"sampler": "ddim", "eta": 1.1}, "eta is 1.1; it must be in"),
+        (GaussianDiffusion(False), {"sampler": "ddpm", "eta": 0.5}, "eta is 0.5, but sampler 'ddpm' does not use it"),
+        (RectifiedFlow(), {"sampler": "euler", "eta": 0.5}, "eta is 0.5, but sampler 'euler' does not use it"),
+        (RectifiedFlow(), {"sampler": "euler", "generator": [torch.Generator()]}, "got 1 generators for 2 samples"),
     ],
 )
-def test_bad_requests_are_refused(diffusion, arguments, message):
+def test_wrong_arguments_raise_an_error(diffusion, arguments, message):
     arguments = {"steps": 50, **arguments}
     with pytest.raises(ValueError, match=message):
-        diffusion.sample(best(diffusion), normal(shape=(2, 2, 2, 3, 5)), **arguments)
+        diffusion.sample(optimal(diffusion), normal(shape=(2, 2, 2, 3, 5)), **arguments)

@@ -1,5 +1,6 @@
-"""The official code's checkpoints and outputs, on small random models that it ran (tests/fixtures/README.md)."""
+"""Parity with outputs of the official code on small random models (tests/fixtures/README.md), import and export."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,19 @@ from torch import Tensor
 
 from latte_pl.diffusion import GaussianDiffusion
 from latte_pl.interop import export_official, load_official
-from latte_pl.nn import Latte
+from latte_pl.interop.official import official_config
+from latte_pl.nn import Latte, LatteConfig
+from latte_pl.nn.positions import sincos_2d
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DTYPES = [("out_f32", torch.float32, 1e-5), ("out_f64_full", torch.float64, 1e-10)]
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(LatteConfig)}
+# all values but the defaults, of each option with a fixed set of values; those of conditioning need other options
+CHOICES = {
+    name: [value for value in values if value != DEFAULTS[name]]
+    for name, values in LatteConfig.choices().items()
+    if name not in ("conditioning", "size")
+}
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -38,7 +48,7 @@ def joint_labels(tensors: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(("outputs", "dtype", "tolerance"), DTYPES)
-def test_forward_is_the_official_one(video, outputs, dtype, tolerance):
+def test_forward_matches_the_official_code(video, outputs, dtype, tolerance):
     model = load_official(part(video, "state_dict."), num_heads=4).to(dtype)
     out = model(video["inputs.x"].to(dtype), video["inputs.t"], video["inputs.y"])
     assert out.dtype == dtype
@@ -47,7 +57,7 @@ def test_forward_is_the_official_one(video, outputs, dtype, tolerance):
 
 @pytest.mark.parametrize(("outputs", "dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("drop", [False, True])
-def test_joint_forward_is_the_official_one(joint, outputs, dtype, tolerance, drop):
+def test_joint_forward_matches_the_official_code(joint, outputs, dtype, tolerance, drop):
     model = load_official(part(joint, "state_dict."), num_heads=4).to(dtype)
     labels = joint_labels(joint)
     if drop:
@@ -61,7 +71,7 @@ def test_joint_forward_is_the_official_one(joint, outputs, dtype, tolerance, dro
 
 @pytest.mark.parametrize(("outputs", "dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("images", [0, 3])
-def test_gradients_are_the_official_ones(video, joint, outputs, dtype, tolerance, images):
+def test_gradients_match_the_official_code(video, joint, outputs, dtype, tolerance, images):
     tensors = joint if images else video
     model = load_official(part(tensors, "state_dict."), num_heads=4).to(dtype)
     labels = joint_labels(joint) if images else video["inputs.y"]
@@ -87,16 +97,29 @@ def test_round_trip_is_exact(video, tmp_path):
         torch.testing.assert_close(exported[key], value, rtol=0, atol=1e-7 if key.endswith("_embed") else 0, msg=key)
 
 
-def test_arguments_are_read_from_the_shapes():
-    source = Latte(size="S", depth=2, patch_size=4, input_size=16, in_channels=3, num_frames=6, learn_sigma=False)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_size": 4, "input_size": 16, "in_channels": 3, "num_frames": 6, "learn_sigma": False},
+        {"mlp_ratio": 2.0, "input_size": 4, "conditioning": "class", "num_classes": 5},
+    ],
+)
+def test_every_option_is_read_from_the_shapes(options):
+    source = Latte(hidden_size=384, depth=2, num_heads=6, **options)
     model = load_official({"model": export_official(source)}, class_dropout=0.2)
-    names = ["hidden_size", "depth", "num_heads", "patch_size", "input_size", "in_channels", "num_frames", "mlp_ratio"]
-    for name in [*names, "learn_sigma", "conditioning", "num_classes"]:
-        assert getattr(model, name) == getattr(source, name), name
-    assert model.class_dropout == 0.2
+    assert model.config == dataclasses.replace(source.config, class_dropout=0.2)
+    assert official_config({"ema": export_official(source)}) == source.config
 
 
-def test_every_wrong_key_is_named(video):
+def test_non_square_latents_need_input_size(video):
+    state = part(video, "state_dict.")
+    state["pos_embed"] = sincos_2d(2, 6, 64)[None]
+    with pytest.raises(ValueError, match="12 patches per frame, which is not a square; pass input_size"):
+        load_official(state, num_heads=4)
+    assert load_official(state, num_heads=4, input_size=(4, 12)).config.grid == (2, 6)
+
+
+def test_all_wrong_keys_are_named(video):
     state = part(video, "state_dict.")
     state["text_embedding_projection.1.weight"] = torch.zeros(2)
     del state["blocks.2.attn.qkv.bias"]
@@ -107,7 +130,7 @@ def test_every_wrong_key_is_named(video):
         load_official(state, num_heads=4)
 
 
-def test_other_position_tables_are_refused(video):
+def test_other_position_tables_are_rejected(video):
     state = part(video, "state_dict.")
     with pytest.raises(ValueError, match="temp_embed"):
         load_official(state | {"temp_embed": state["temp_embed"].flip(1)}, num_heads=4)
@@ -116,29 +139,29 @@ def test_other_position_tables_are_refused(video):
         load_official(state | {"pos_embed": swapped}, num_heads=4)
 
 
-def test_sources_that_are_no_official_checkpoint(video, tmp_path):
+def test_other_sources_are_rejected(video, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         load_official(tmp_path / "nothing.pt")
     with pytest.raises(ValueError, match="pos_embed"):
         load_official({"state_dict": {}})
-    with pytest.raises(ValueError, match="num_heads"):
+    with pytest.raises(ValueError, match="hidden_size 64, which is not that of a known size; pass num_heads"):
         load_official(part(video, "state_dict."))
 
 
 @pytest.mark.parametrize(
-    "argument",
+    "options",
     [
-        {"variant": "late_fusion"},
-        {"injection": "tokens"},
-        {"temporal_position": "rope"},
+        *({name: value} for name, values in CHOICES.items() for value in values),
+        {"conditioning": "text", "text_dim": 3},
         {"input_size": (4, 8)},
-        {"spatial_position": "rope"},
-        {"qk_norm": True},
-        {"swiglu": True},
-        {"rms_norm": True},
     ],
+    ids=str,
 )
-def test_export_refuses_what_the_official_code_lacks(argument):
-    model = Latte(**({"hidden_size": 32, "depth": 2, "num_heads": 4, "input_size": 8} | argument))
-    with pytest.raises(ValueError, match=r"^the official code has .* only, the model has .*$"):
+def test_only_official_options_are_exported(options):
+    """Only options that change nothing are exported: token_placement without tokens, and those of training."""
+    model = Latte(**({"hidden_size": 32, "depth": 2, "num_heads": 4, "input_size": 8} | options))
+    if options.keys() <= {"size", "token_placement", "activation_checkpointing", "learn_sigma"}:
+        assert export_official(model).keys() == model.state_dict().keys() | {"pos_embed", "temp_embed"}
+        return
+    with pytest.raises(ValueError, match=rf"^the official code supports only .*; the model has {next(iter(options))}="):
         export_official(model)

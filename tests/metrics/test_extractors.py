@@ -1,19 +1,18 @@
 import hashlib
-import io
-import urllib.error
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from latte_pl.metrics import I3D, ShapesR3D, build_extractor, clip_features
-from latte_pl.metrics import extractors as module
-from latte_pl.metrics.extractors import C3D, I3D_SHA256, find_weights
+from latte_pl.evaluation.extractors import EXTRACTORS, build_extractor
+from latte_pl.metrics import C3D, I3D, METRICS, InceptionLegacy, clip_features
+from latte_pl.metrics.extractors import I3D_SHA256
+from latte_pl.toy.extractor import ShapesR3D
 
 
 class ScriptedI3D(nn.Module):
-    """Same signature as StyleGAN-V's file; returns what it was called with."""
+    """A script with the signature of StyleGAN-V's file, which returns its arguments as features."""
 
     def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
         batch, channels, frames, height, width = x.shape
@@ -37,7 +36,7 @@ def i3d_file(tmp_path):
     return path, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_i3d_is_called_as_stylegan_v_calls_it(i3d_file):
+def test_i3d_is_called_as_in_stylegan_v(i3d_file):
     net = I3D(*i3d_file)
     video = torch.zeros(2, 12, 3, 4, 6, dtype=torch.uint8)
     video[:, :, 0], video[:, :, 1], video[:, :, 2] = 255, 128, 7
@@ -50,8 +49,8 @@ def test_i3d_is_called_as_stylegan_v_calls_it(i3d_file):
     assert net.sha256 == i3d_file[1]
 
 
-def test_i3d_refuses_short_clips_and_other_files(i3d_file):
-    with pytest.raises(ValueError, match="10 frames or more, not 8"):
+def test_short_clips_and_wrong_files_of_i3d_raise(i3d_file):
+    with pytest.raises(ValueError, match="at least 10 frames, found 8"):
         I3D(*i3d_file)(torch.zeros(1, 8, 3, 4, 6, dtype=torch.uint8))
     with pytest.raises(ValueError, match=f"expected {I3D_SHA256}"):
         I3D(i3d_file[0])
@@ -65,15 +64,31 @@ def test_c3d_returns_probabilities(tmp_path):
     assert rows.shape == (2, 3)
     assert rows.sum(dim=1).tolist() == pytest.approx([1, 1])
     assert net.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(ValueError, match="give the path"):
+    with pytest.raises(ValueError, match="set the path"):
         build_extractor("c3d")
 
 
-def test_inception_resizes_as_clean_fid_and_keeps_frames(tmp_path, monkeypatch):
+class ScriptedInception(nn.Module):
+    def forward(self, img: torch.Tensor, return_features: bool = False):
+        assert img.dtype == torch.uint8
+        assert return_features
+        return img.float().mean(dim=[2, 3])
+
+
+def test_legacy_inception_leaves_the_resizing_to_the_script(tmp_path):
+    path = tmp_path / "inception.pt"
+    torch.jit.script(ScriptedInception()).save(str(path))
+    net = InceptionLegacy(path, num_features=3)
+    video = torch.randint(0, 256, (2, 5, 3, 4, 6), dtype=torch.uint8)
+    assert torch.allclose(clip_features(net, video), video.float().mean(dim=(3, 4)))
+    assert net.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_inception_resizes_single_frames_as_clean_fid(tmp_path, monkeypatch):
     import cleanfid.inception_torchscript as inception
     from cleanfid.resize import build_resizer
 
-    class Mean(nn.Module):  # stands in for the network behind clean-fid's wrapper
+    class FirstPixels(nn.Module):  # in place of the network, which needs its weights
         def __init__(self, path, download, resize_inside=False):
             super().__init__()
             assert not download
@@ -82,7 +97,7 @@ def test_inception_resizes_as_clean_fid_and_keeps_frames(tmp_path, monkeypatch):
             assert x.shape[1:] == (3, 299, 299)
             return x.flatten(1)[:, :2048]
 
-    monkeypatch.setattr(inception, "InceptionV3W", Mean)
+    monkeypatch.setattr(inception, "InceptionV3W", FirstPixels)
     (tmp_path / "inception-2015-12-05.pt").write_bytes(b"weights")
     net = build_extractor("inception", tmp_path / "inception-2015-12-05.pt")
     video = torch.randint(0, 256, (2, 3, 3, 20, 30), dtype=torch.uint8)
@@ -92,54 +107,36 @@ def test_inception_resizes_as_clean_fid_and_keeps_frames(tmp_path, monkeypatch):
     np.testing.assert_allclose(features[1, 2].numpy(), expected, rtol=1e-6)
 
 
-def test_download_happens_once_whole_and_checked(tmp_path, monkeypatch):
-    data, calls = b"weights" * 1000, []
-
-    def urlopen(url, timeout):
-        calls.append(url)
-        return io.BytesIO(data)
-
-    monkeypatch.setenv("LATTE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
-    digest = hashlib.sha256(data).hexdigest()
-    for _ in range(2):
-        assert find_weights("w.pt", "https://host/w.pt", digest).read_bytes() == data
-    assert calls == ["https://host/w.pt"]
-    with pytest.raises(ValueError, match=r"the download of other\.pt"):
-        find_weights("other.pt", "https://host/other.pt", "0" * 64)
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["w.pt"]  # nothing half-written, nothing wrong
-
-
-def test_offline_error_names_file_place_and_checksum(tmp_path, monkeypatch):
-    def urlopen(url, timeout):
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setenv("LATTE_CACHE", str(tmp_path))
-    monkeypatch.setattr(module.urllib.request, "urlopen", urlopen)
-    with pytest.raises(FileNotFoundError) as error:
-        I3D()
-    for part in (str(tmp_path / "i3d_torchscript.pt"), "dropbox.com", "no network", I3D_SHA256):
-        assert part in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_clip_features_refuse_other_clips():
+def test_wrong_clips_raise():
     for video in (torch.zeros(1, 4, 3, 8, 8), torch.zeros(4, 3, 8, 8, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match="uint8 clips"):
+        with pytest.raises(ValueError, match="must be uint8"):
             clip_features(ShapesR3D(), video)
 
 
-def test_batches_never_change_a_clips_features_by_a_bit():
+def test_batch_size_does_not_change_features_by_a_bit():
     video = torch.randint(0, 256, (5, 6, 3, 32, 48), dtype=torch.uint8)
     whole = clip_features(ShapesR3D(), video)
     assert torch.equal(whole, torch.cat([clip_features(ShapesR3D(), clip[None]) for clip in video]))
     assert whole.shape == (5, 1, ShapesR3D.num_features)
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+def test_autocast_does_not_change_features():
+    video = torch.randint(0, 256, (2, 4, 3, 16, 24), dtype=torch.uint8)
+    net = ShapesR3D()
+    plain = clip_features(net, video)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(clip_features(net, video), plain)
+
+
+def test_every_metric_has_an_extractor():
+    assert {metric.extractor for metric in METRICS.values()} == set(EXTRACTORS)
+    assert {name: extractor.name for name, extractor in EXTRACTORS.items()} == {name: name for name in EXTRACTORS}
+
+
+def test_errors_name_missing_files_and_unknown_extractors(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.pt; it must be i3d_torchscript\.pt"):
         I3D(tmp_path / "nowhere.pt")
-    with pytest.raises(FileNotFoundError, match="train_extractor"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.safetensors"):
         ShapesR3D(tmp_path / "nowhere.safetensors")
-    with pytest.raises(ValueError, match="choose one of"):
+    with pytest.raises(ValueError, match="unknown extractor 'vgg'; choose one of i3d, c3d"):
         build_extractor("vgg")

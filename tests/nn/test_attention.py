@@ -1,4 +1,4 @@
-"""Attention along either axis against its formula."""
+"""Attention within frames, across frames and to captions, against written-out formulas."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_pl.nn import attention
-from latte_pl.nn.attention import SpatialAttention, TemporalAttention
-from latte_pl.nn.positions import rotary_phases, rotary_phases_2d
+from latte_pl.nn.attention import CrossAttention, SpatialAttention, TemporalAttention
+from latte_pl.nn.positions import rotary_1d, rotary_2d
+from latte_pl.types import Text
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def x():
     return torch.randn(2, 5, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # (B, F, S, D)
 
 
-def test_spatial_attention_is_its_formula_frame_by_frame(x):
+def test_spatial_attention_matches_its_formula(x):
     attention = SpatialAttention(8, num_heads=2).double()
     out = attention(x)
     for frame, expected in zip(x.flatten(0, 1), out.flatten(0, 1)):
@@ -25,28 +26,28 @@ def test_spatial_attention_is_its_formula_frame_by_frame(x):
         torch.testing.assert_close(attention.proj(heads.T), expected)
 
 
-def test_temporal_attention_is_spatial_attention_on_exchanged_axes(x):
+def test_temporal_attention_is_spatial_attention_on_swapped_axes(x):
     spatial, temporal = SpatialAttention(8, num_heads=2).double(), TemporalAttention(8, num_heads=2).double()
     temporal.load_state_dict(spatial.state_dict())
     torch.testing.assert_close(temporal(x), spatial(x.transpose(1, 2)).transpose(1, 2))
 
 
-def test_temporal_attention_with_rope_ignores_a_shift_of_all_positions(x):
+def test_temporal_rope_ignores_a_shift_of_all_positions(x):
     attention = TemporalAttention(8, num_heads=2).double()
-    outs = [attention(x, rotary_phases(torch.arange(5) + start, 4, torch.float64)) for start in (0, 11)]
+    outs = [attention(x, rotary_1d(torch.arange(5) + start, 4, torch.float64)) for start in (0, 11)]
     torch.testing.assert_close(*outs)
     assert not torch.allclose(outs[0], attention(x))
 
 
-def test_spatial_attention_with_rope_ignores_a_shift_of_the_frame(x):
+def test_spatial_rope_ignores_a_shift_of_all_positions(x):
     attention = SpatialAttention(8, num_heads=2).double()
     rows, columns = torch.tensor([[0, 0, 1], [0, 2, 1]])
-    outs = [attention(x, rotary_phases_2d(rows + n, columns + 3 * n, 4, torch.float64)) for n in (0, 4)]
+    outs = [attention(x, rotary_2d(rows + n, columns + 3 * n, 4, torch.float64)) for n in (0, 4)]
     torch.testing.assert_close(*outs)
     assert not torch.allclose(outs[0], attention(x))
 
 
-def normed(kind):
+def with_qk_norm(kind):
     attention = kind(8, num_heads=2, qk_norm=True).double()
     with torch.no_grad():
         for norm in (attention.q_norm, attention.k_norm):
@@ -54,8 +55,8 @@ def normed(kind):
     return attention
 
 
-def test_normed_spatial_attention_is_its_formula_frame_by_frame(x):
-    attention = normed(SpatialAttention)
+def test_spatial_attention_with_qk_norm_matches_its_formula(x):
+    attention = with_qk_norm(SpatialAttention)
     for frame, expected in zip(x.flatten(0, 1), attention(x).flatten(0, 1)):
         query, key, value = (attention.qkv.weight @ frame.T + attention.qkv.bias[:, None]).view(3, 2, 4, 3)  # (H, d, S)
         query, key = (
@@ -68,28 +69,28 @@ def test_normed_spatial_attention_is_its_formula_frame_by_frame(x):
 
 
 @pytest.mark.parametrize("kind", [SpatialAttention, TemporalAttention])
-def test_normed_scores_know_no_scale_of_queries_and_keys(x, kind):
-    phases = rotary_phases(torch.arange(5 if kind is TemporalAttention else 3), 4, torch.float64)
-    plain, attention = kind(8, num_heads=2).double(), normed(kind)
+def test_qk_norm_makes_scores_independent_of_the_scale_of_queries_and_keys(x, kind):
+    table = rotary_1d(torch.arange(5 if kind is TemporalAttention else 3), 4, torch.float64)
+    plain, attention = kind(8, num_heads=2).double(), with_qk_norm(kind)
     assert attention.q_norm.weight.shape == attention.k_norm.weight.shape == (4,)  # shared by the heads
-    before = attention(x, phases), plain(x, phases)
+    before = attention(x, table), plain(x, table)
     with torch.no_grad():
         for module in (attention, plain):
             for parameter in (module.qkv.weight, module.qkv.bias):
                 parameter[:8] *= 7  # queries
                 parameter[8:16] *= 30  # keys
-    torch.testing.assert_close(attention(x, phases), before[0], rtol=1e-3, atol=1e-4)  # the norm's epsilon is left
-    assert not torch.allclose(plain(x, phases), before[1], atol=0.01)
+    torch.testing.assert_close(attention(x, table), before[0], rtol=1e-3, atol=1e-4)  # not exact because of the epsilon
+    assert not torch.allclose(plain(x, table), before[1], atol=0.01)
 
 
-def test_normed_temporal_attention_is_normed_spatial_attention_on_exchanged_axes(x):
-    spatial, temporal = normed(SpatialAttention), TemporalAttention(8, num_heads=2, qk_norm=True).double()
+def test_temporal_attention_with_qk_norm_is_spatial_attention_on_swapped_axes(x):
+    spatial, temporal = with_qk_norm(SpatialAttention), TemporalAttention(8, num_heads=2, qk_norm=True).double()
     temporal.load_state_dict(spatial.state_dict())
     torch.testing.assert_close(temporal(x), spatial(x.transpose(1, 2)).transpose(1, 2))
 
 
 class Operations(TorchDispatchMode):
-    """Record the names of the operations that are run."""
+    """Record the names of the operators that run."""
 
     def __init__(self):
         super().__init__()
@@ -102,7 +103,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", [SpatialAttention, TemporalAttention])
-def test_nothing_is_copied_between_layout_and_kernel(x, kind, qk_norm):
+def test_activations_are_not_copied_for_the_attention_kernel(x, kind, qk_norm):
     attention, x = kind(8, num_heads=2, qk_norm=qk_norm), x.float()
     with Operations() as operations, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         attention(x)
@@ -110,10 +111,10 @@ def test_nothing_is_copied_between_layout_and_kernel(x, kind, qk_norm):
     assert not operations.names & {"clone", "copy_", "_to_copy", "_reshape_copy"}
 
 
-@pytest.mark.filterwarnings("error:Mismatch dtype")  # no fused norm
+@pytest.mark.filterwarnings("error:Mismatch dtype")  # the warning means that the norm is not fused
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", [SpatialAttention, TemporalAttention])
-def test_half_precision_agrees_with_single(x, kind, qk_norm):
+def test_half_precision_agrees_with_float32(x, kind, qk_norm):
     attention = kind(8, num_heads=2, qk_norm=qk_norm)
     full = attention(x.float())
     with torch.autocast("cpu", torch.bfloat16):
@@ -122,34 +123,56 @@ def test_half_precision_agrees_with_single(x, kind, qk_norm):
     torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("masked", [None, (1, 1, 1, 5), (7, 1, 1, 5), (7, 1, 6, 5), (7, 11, 6, 5)])
-@pytest.mark.parametrize("limits", [{"GRID": 3}, {"REACH": 9 * 128 * 128}, {"GRID": 8, "REACH": 30 * 128 * 128}])
-def test_attention_in_parts_is_attention(monkeypatch, masked, limits):
+@pytest.mark.parametrize("mask_shape", [None, (1, 1, 1, 5), (7, 1, 1, 5), (7, 1, 6, 5), (7, 11, 6, 5)])
+@pytest.mark.parametrize(
+    "limits", [{"MAX_GRID": 3}, {"MAX_ELEMENTS": 9 * 128 * 128}, {"MAX_GRID": 8, "MAX_ELEMENTS": 30 * 128 * 128}]
+)
+def test_split_attention_calls_equal_one_call(monkeypatch, mask_shape, limits):
     generator = torch.Generator().manual_seed(3)
-    shapes = [(7, 11, n, 4) for n in (6, 5, 5)]  # batch, heads, tokens, width: neither divides into the limits
+    shapes = [(7, 11, n, 4) for n in (6, 5, 5)]  # batch, heads, tokens, width: not divisible by the limits
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
-    mask = None if masked is None else torch.rand(masked, generator=generator) < 0.7
+    mask = None if mask_shape is None else torch.rand(mask_shape, generator=generator) < 0.7
     if mask is not None:
         mask[..., 0] = True
     weight = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
 
-    def outcome():
+    def out_and_gradients():
         out = attention.attend(*tensors, mask)
         return out, *torch.autograd.grad((weight * out).sum(), tensors)
 
-    whole = outcome()
+    expected = out_and_gradients()
     for name, value in limits.items():
         monkeypatch.setattr(attention, name, value)
-    sizes = calls(monkeypatch)
-    for part, one in zip(outcome(), whole):
-        torch.testing.assert_close(part, one, rtol=1e-12, atol=1e-14)
+    sizes = record_calls(monkeypatch)
+    for actual, one in zip(out_and_gradients(), expected):
+        torch.testing.assert_close(actual, one, rtol=1e-12, atol=1e-14)
     assert len(sizes) > 1
-    assert all(max(size[:2]) <= limits.get("GRID", 99) for size in sizes)
-    assert all(size[0] * size[1] * 128 * 128 <= limits.get("REACH", 2**31) for size in sizes)
+    assert all(max(size[:2]) <= limits.get("MAX_GRID", 99) for size in sizes)
+    assert all(size[0] * size[1] * 128 * 128 <= limits.get("MAX_ELEMENTS", 2**31) for size in sizes)
 
 
-def calls(monkeypatch):
-    """Record the shapes of queries that reach the kernel."""
+@pytest.mark.parametrize(
+    ("frames", "dtype", "num_calls"), [(16, "bfloat16", 0), (64, "bfloat16", 1), (16, "float32", 1)]
+)
+def test_short_sequences_in_half_precision_use_matmuls_on_a_gpu(monkeypatch, frames, dtype, num_calls):
+    sizes = record_calls(monkeypatch)
+    x = torch.empty(2, 6, frames, 8, device="meta", dtype=getattr(torch, dtype))  # stands for any device but the CPU
+    assert attention.attend(x, x, x).shape == x.shape
+    assert len(sizes) == num_calls
+
+
+def test_matmuls_equal_the_fused_kernel():
+    generator = torch.Generator().manual_seed(4)
+    query, key, value = (torch.randn(2, 3, n, 4, generator=generator, dtype=torch.float64) for n in (6, 5, 5))
+    mask = torch.rand(2, 1, 6, 5, generator=generator) < 0.7
+    mask[..., 0] = True
+    for chosen in (None, mask):
+        expected = attention.attend(query, key, value, chosen)
+        torch.testing.assert_close(attention._attend_by_matmuls(query, key, value, chosen), expected)
+
+
+def record_calls(monkeypatch):
+    """Record the shapes of the queries of all calls of the fused kernel."""
     sizes = []
     kernel = torch.nn.functional.scaled_dot_product_attention
 
@@ -162,20 +185,36 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "parts"),
+    ("kind", "shape", "num_calls"),
     [
-        (TemporalAttention, (5, 16, 16 * 16, 1152), 1),  # XL at 256 pixels: in one call
+        (TemporalAttention, (5, 16, 16 * 16, 1152), 1),  # XL at 256 pixels: one call
         (TemporalAttention, (7, 16, 64 * 64, 1152), 6),  # at 1024 pixels: 65,536 heads
         (TemporalAttention, (300, 16, 8 * 12, 384), 2),  # many small clips
         (SpatialAttention, (4100, 16, 8 * 12, 384), 4),  # a batch of 65,600 frames
     ],
 )
-def test_no_call_goes_beyond_a_grid(monkeypatch, kind, shape, parts):
-    sizes = calls(monkeypatch)
+def test_attention_calls_stay_within_the_limits_of_gpu_kernels(monkeypatch, kind, shape, num_calls):
+    sizes = record_calls(monkeypatch)
     with torch.device("meta"):
         layer = kind(shape[-1], 16 if shape[-1] == 1152 else 6)
         assert layer(torch.empty(shape)).shape == shape
-    assert len(sizes) == parts
+    assert len(sizes) == num_calls
     for batch, heads, length, _ in sizes:
         assert max(batch, heads) <= 65_535
         assert batch * heads * -(-length // 128) * 128 * 128 < 2**31
+
+
+def test_cross_attention_to_two_tokens_is_their_weighted_mean():
+    layer = CrossAttention(4, 1)
+    with torch.no_grad():
+        layer.q.weight.copy_(torch.eye(4))
+        layer.kv.weight.copy_(torch.cat([torch.eye(4), 2 * torch.eye(4)]))
+        layer.proj.weight.copy_(torch.eye(4))
+        for linear in (layer.q, layer.kv, layer.proj):
+            linear.bias.zero_()
+        x = torch.zeros(1, 2, 3, 4)
+        x[..., 0] = torch.arange(6.0).view(2, 3)
+        tokens = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]]])
+        out = layer(x, Text(tokens, torch.tensor([[[True, True, False]]])), 2)
+    first = torch.sigmoid(x[..., 0] / 2)  # softmax of (x / sqrt 4, 0)
+    torch.testing.assert_close(out, torch.stack([2 * first, 2 - 2 * first, 0 * first, 0 * first], dim=-1))

@@ -1,4 +1,4 @@
-"""Patches and tubelets against the convolutions that they stand for."""
+"""Patch and tubelet embeddings against the convolutions that they replace."""
 
 import torch
 
@@ -23,7 +23,7 @@ def test_tubelets_are_a_convolution_in_time_and_space():
     torch.testing.assert_close(embed(x), expected)
 
 
-def test_an_image_is_a_tubelet_of_its_own():
+def test_an_image_is_embedded_as_its_own_tubelet():
     embed, x = TubeletPatches(4, 8, 2, temporal_stride=2), latents(6)
     tokens = embed(x, num_images=2)  # (B, 2 + 2, S, D)
     torch.testing.assert_close(tokens[:, :2], embed(x[:, :4]))
@@ -31,7 +31,7 @@ def test_an_image_is_a_tubelet_of_its_own():
         torch.testing.assert_close(tokens[:, 2 + i : 3 + i], embed(x[:, 4 + i : 5 + i].expand(-1, 2, -1, -1, -1)))
 
 
-def test_unpatch_inverts_the_patches_of_a_wide_grid():
+def test_unpatch_inverts_patches_on_a_wide_grid():
     embed, x = UniformPatches(4, 16, 2), latents(3)
     with torch.no_grad():  # feature (p q c) is latent cell (p, q) of channel c
         embed.proj.bias.zero_()
@@ -43,7 +43,7 @@ def test_unpatch_inverts_the_patches_of_a_wide_grid():
     torch.testing.assert_close(unpatch(embed(x), 2, 3, 2), x)
 
 
-def test_frames_come_back_tubelet_by_tubelet():
+def test_each_frame_is_decoded_from_its_tubelet():
     """With kernel and stride (s, 1, 1), frame s t + r of the output is one linear map of tubelet t."""
     frames = TubeletFrames(4, temporal_stride=3)
     x = torch.randn(2, 2, 12, 4, 6)
@@ -55,10 +55,10 @@ def test_frames_come_back_tubelet_by_tubelet():
             torch.testing.assert_close(out[:, 3 * t + r], expected)
 
 
-def test_image_tubelets_are_averaged():
+def test_frames_of_an_image_tubelet_are_averaged():
     frames = TubeletFrames(4, temporal_stride=2)
     x = torch.randn(2, 5, 8, 4, 6)
-    out, whole = frames(x, num_images=2), frames(x)
+    out, as_clip = frames(x, num_images=2), frames(x)
     assert out.shape == (2, 8, 4, 4, 6)
-    torch.testing.assert_close(out[:, :6], whole[:, :6])
-    torch.testing.assert_close(out[:, 7], (whole[:, 8] + whole[:, 9]) / 2)
+    torch.testing.assert_close(out[:, :6], as_clip[:, :6])
+    torch.testing.assert_close(out[:, 7], (as_clip[:, 8] + as_clip[:, 9]) / 2)

@@ -1,38 +1,34 @@
-"""Captions in the net: what they reach, what padding does not, and the caption that says nothing."""
-
-from typing import get_args
+"""Text conditioning: captions of clip and images, masked tokens, and the null caption."""
 
 import pytest
 import torch
-from test_latte import FRAMES, IMAGES, LABELS, TEXT, TIMESTEPS, TINY, latents, randomise, tiny
+from test_latte import CHOICES, FRAMES, IMAGES, LABELS, TEXT, TIMESTEPS, TINY, latents, randomise, tiny
 
 from latte_pl.nn import Latte
-from latte_pl.nn.text import CrossAttention
-from latte_pl.types import Injection, Text, Variant
+from latte_pl.types import Text
 
 CLIP = Text(TEXT.embeddings[:, 0], TEXT.mask[:, 0])
-VARIANTS = get_args(Variant)
 
 
-def reader(**arguments) -> Latte:
-    return tiny(conditioning="text", **arguments)
+def text_net(**options) -> Latte:
+    return tiny(conditioning="text", **options)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # two kernels
-def test_masked_tokens_are_not_seen(variant, dtype):
-    net = reader(variant=variant).to(dtype)
+@pytest.mark.parametrize("variant", CHOICES["variant"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # two attention kernels
+def test_masked_tokens_are_ignored(variant, dtype):
+    net = text_net(variant=variant).to(dtype)
     x = latents(FRAMES + IMAGES).to(dtype)
     out = net(x, TIMESTEPS, text=TEXT, num_images=IMAGES)
     noise = 100 * torch.randn(TEXT.embeddings.shape, generator=torch.Generator().manual_seed(3))
-    hidden = torch.where(TEXT.mask[..., None], TEXT.embeddings, noise)
-    assert torch.equal(net(x, TIMESTEPS, text=Text(hidden, TEXT.mask), num_images=IMAGES), out)
-    seen = torch.where(TEXT.mask[..., None], noise, TEXT.embeddings)
-    assert not torch.allclose(net(x, TIMESTEPS, text=Text(seen, TEXT.mask), num_images=IMAGES), out, atol=1e-3)
+    masked = torch.where(TEXT.mask[..., None], TEXT.embeddings, noise)
+    assert torch.equal(net(x, TIMESTEPS, text=Text(masked, TEXT.mask), num_images=IMAGES), out)
+    visible = torch.where(TEXT.mask[..., None], noise, TEXT.embeddings)
+    assert not torch.allclose(net(x, TIMESTEPS, text=Text(visible, TEXT.mask), num_images=IMAGES), out, atol=1e-3)
 
 
-def test_padding_does_not_matter():
-    net, x = reader(), latents()
+def test_padding_has_no_effect():
+    net, x = text_net(), latents()
     out = net(x, TIMESTEPS, text=CLIP)
     longer = Text(
         torch.nn.functional.pad(CLIP.embeddings, (0, 0, 0, 4), value=9.0), torch.nn.functional.pad(CLIP.mask, (0, 4))
@@ -42,10 +38,10 @@ def test_padding_does_not_matter():
     torch.testing.assert_close(net(x, TIMESTEPS, text=shorter), out)
 
 
-@pytest.mark.parametrize("injection", get_args(Injection))
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_clip_and_each_image_read_their_own_caption(variant, injection):
-    net = reader(variant=variant, injection=injection, token_placement="both")
+@pytest.mark.parametrize("injection", CHOICES["injection"])
+@pytest.mark.parametrize("variant", CHOICES["variant"])
+def test_clip_and_images_attend_to_their_own_captions(variant, injection):
+    net = text_net(variant=variant, injection=injection, token_placement="both")
     x = latents(FRAMES + IMAGES)
     together = net(x, TIMESTEPS, text=TEXT, num_images=IMAGES)
     torch.testing.assert_close(together[:, :FRAMES], net(x[:, :FRAMES], TIMESTEPS, text=CLIP))
@@ -57,8 +53,8 @@ def test_the_clip_and_each_image_read_their_own_caption(variant, injection):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_null_caption_is_the_learned_token_alone(dtype):
-    net, x = reader().to(dtype), latents().to(dtype)
+def test_null_caption_is_the_learned_token(dtype):
+    net, x = text_net().to(dtype), latents().to(dtype)
     null = net.null_text(CLIP)
     out = net(x, TIMESTEPS, text=null)
     assert out.isfinite().all()
@@ -68,13 +64,13 @@ def test_the_null_caption_is_the_learned_token_alone(dtype):
     with torch.no_grad():
         net.text_embedder.null.add_(1.0)
     assert not torch.allclose(net(x, TIMESTEPS, text=null), out, atol=1e-3)
-    assert torch.equal(net(x, TIMESTEPS, text=CLIP), captioned)  # a caption does not see it
+    assert torch.equal(net(x, TIMESTEPS, text=CLIP), captioned)  # captions do not attend to it
 
 
-def test_every_parameter_takes_part_with_and_without_captions():
-    net, x = reader(), latents()
+def test_all_parameters_have_gradients_with_and_without_captions():
+    net, x = text_net(), latents()
     net(x, TIMESTEPS, text=CLIP).square().mean().backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []  # else DDP would wait for ever
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []  # DDP would hang on unused parameters
     assert net.text_embedder.mlp[0].weight.grad.any()
     assert not net.text_embedder.null.grad.any()
     net.zero_grad()
@@ -82,7 +78,7 @@ def test_every_parameter_takes_part_with_and_without_captions():
     assert net.text_embedder.null.grad.any()
 
 
-def test_a_new_model_starts_as_one_without_captions():
+def test_new_text_model_equals_the_unconditional_model():
     plain, net = (Latte(**TINY, conditioning=conditioning) for conditioning in ("none", "text"))
     for model in (plain, net):
         model.init_weights(seed=5)
@@ -90,7 +86,7 @@ def test_a_new_model_starts_as_one_without_captions():
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert states[1]["text_embedder.null"].std().item() == pytest.approx(0.02, rel=0.4)
     with torch.no_grad():
-        for model in (plain, net):  # or everything is zero
+        for model in (plain, net):  # otherwise all outputs are zero
             randomise(model.final_layer)
             for block in model.blocks:
                 randomise(block.adaLN_modulation)
@@ -98,10 +94,10 @@ def test_a_new_model_starts_as_one_without_captions():
     assert torch.equal(plain(x, TIMESTEPS), net(x, TIMESTEPS, text=CLIP))
 
 
-def test_compiled_and_checkpointed_blocks_compute_the_same():
+def test_compiled_and_checkpointed_blocks_compute_the_same_gradients():
     x, grads = latents(FRAMES + IMAGES), []
     for change in ("", "compiled", "checkpointed"):
-        net = reader(variant="split_attention", activation_checkpointing=change == "checkpointed")
+        net = text_net(variant="split_attention", activation_checkpointing=change == "checkpointed")
         if change == "compiled":
             net.compile_blocks(backend="aot_eager")
         net(x, TIMESTEPS, text=TEXT, num_images=IMAGES).square().mean().backward()
@@ -111,48 +107,32 @@ def test_compiled_and_checkpointed_blocks_compute_the_same():
             torch.testing.assert_close(other[name], grad, msg=name)
 
 
-def test_captions_enter_where_there_is_spatial_attention():
-    for variant in VARIANTS:
-        net = reader(variant=variant)
+def test_blocks_with_spatial_attention_have_cross_attention():
+    for variant in CHOICES["variant"]:
+        net = text_net(variant=variant)
         assert [block.cross_attn is not None for block in net.blocks] == {
             "interleaved": [True, False, True, False],
             "late_fusion": [True, True, False, False],
         }.get(variant, [True] * 4)
 
 
-def test_attention_to_two_tokens_is_their_weighted_mean():
-    layer = CrossAttention(4, 1)
-    with torch.no_grad():
-        layer.q.weight.copy_(torch.eye(4))
-        layer.kv.weight.copy_(torch.cat([torch.eye(4), 2 * torch.eye(4)]))
-        layer.proj.weight.copy_(torch.eye(4))
-        for linear in (layer.q, layer.kv, layer.proj):
-            linear.bias.zero_()
-        x = torch.zeros(1, 2, 3, 4)
-        x[..., 0] = torch.arange(6.0).view(2, 3)
-        tokens = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.0, 0]]]])
-        out = layer(x, Text(tokens, torch.tensor([[[True, True, False]]])), 2)
-    first = torch.sigmoid(x[..., 0] / 2)  # softmax of (x / sqrt 4, 0)
-    torch.testing.assert_close(out, torch.stack([2 * first, 2 - 2 * first, 0 * first, 0 * first], dim=-1))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "text-conditional: give text, net.null_text"),
-        (Text(CLIP.embeddings[:1], CLIP.mask[:1]), r"must be \(2, L, 6\).*got \(1, 5, 6\)"),
-        (Text(CLIP.embeddings[..., :5], CLIP.mask), r"must be \(2, L, 6\).*got \(2, 5, 5\)"),
-        (TEXT, r"must be \(2, L, 6\).*got \(2, 3, 5, 6\)"),
+        (None, "text-conditional: pass text, or net.null_text"),
+        (Text(CLIP.embeddings[:1], CLIP.mask[:1]), r"must have the shape \(2, L, 6\).*got \(1, 5, 6\)"),
+        (Text(CLIP.embeddings[..., :5], CLIP.mask), r"must have the shape \(2, L, 6\).*got \(2, 5, 5\)"),
+        (TEXT, r"must have the shape \(2, L, 6\).*got \(2, 3, 5, 6\)"),
         (Text(CLIP.embeddings, CLIP.mask[:, :4]), r"mask must be bool of shape \(2, 5\)"),
         (Text(CLIP.embeddings, CLIP.mask.long()), r"mask must be bool .* got torch.int64"),
     ],
 )
-def test_wrong_captions_are_refused_in_one_line(text, message):
+def test_wrong_captions_raise_a_one_line_error(text, message):
     with pytest.raises(ValueError, match=message) as error:
-        reader()(latents(), TIMESTEPS, LABELS[:, 0], text)
+        text_net()(latents(), TIMESTEPS, LABELS[:, 0], text)
     assert "\n" not in str(error.value)
 
 
-def test_the_width_of_the_encoder_is_needed():
+def test_text_conditioning_needs_the_width_of_the_text_encoder():
     with pytest.raises(ValueError, match="needs text_dim"):
         Latte(**(TINY | {"text_dim": 0}), conditioning="text")

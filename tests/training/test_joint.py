@@ -1,4 +1,4 @@
-"""Image-video joint training end to end, by the shipped overlay."""
+"""Image-video joint training end to end, with the shipped configuration."""
 
 import re
 
@@ -11,7 +11,13 @@ from runs import CONFIG, curve, final, write_config
 from latte_pl import cli
 from latte_pl.training import load
 
-JOINT = ["-c", "experiment/joint.yaml", "--trainer.max_steps=3", "--curves.every_n_steps=1", "--samples.num_samples=1"]
+JOINT = [
+    "-c",
+    "experiment/joint.yaml",
+    "--trainer.max_steps=3",
+    "--trainer.log_every_n_steps=1",
+    "--samples.num_samples=1",
+]
 
 
 def curves(folder):
@@ -26,7 +32,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_on_the_embedded_data(place):
+def test_joint_training_on_shapes(place):
     cli.main(["fit", "-c", "tiny.yaml", *JOINT])
     assert final(place / "runs/joint", 3)["config"]["data"]["init_args"]["num_images"] == 8
     whole, video, image = curves(place / "runs/joint")
@@ -36,8 +42,7 @@ def test_on_the_embedded_data(place):
     assert all(v != i for v, i in zip(video, image))
 
 
-def test_on_cached_latents(place):
-    """The cache holds what the codec gives, so the curves are those of the videos."""
+def test_joint_training_on_cached_latents_equals_training_on_videos(place):
     fake_videos.ucf101(place / "videos", per_class=2, num_frames=16)
     config = yaml.safe_load(CONFIG)
     del config["data"]["class_path"]
@@ -54,24 +59,23 @@ def test_on_cached_latents(place):
         assert a == pytest.approx(b, rel=2e-3)
 
 
-@pytest.mark.parametrize("overlay", ["model/tiny.yaml", "model/s.yaml"])
-def test_the_overlay_composes(overlay, capsys):
+def test_joint_configuration_composes(capsys):
     def gigaflops(*more):
-        cli.main(["info", "-c", "data/shapes.yaml", "-c", overlay, *more])
+        cli.main(["info", "-c", "data/shapes.yaml", "-c", "model/tiny.yaml", "--model.net.depth=2", *more])
         return float(re.search(r"^forward .* ([\d.,]+)$", capsys.readouterr().out, re.MULTILINE)[1].replace(",", ""))
 
     joint = gigaflops("-c", "experiment/joint.yaml")
-    assert joint == gigaflops("--num_images=8")
-    assert joint > 1.4 * gigaflops()  # 8 images beside the 8 frames of a clip, which temporal layers do not see
+    assert joint == gigaflops("--data.num_images=8")
+    assert joint > 1.4 * gigaflops()  # 8 images besides the 8 frames of a clip; temporal layers skip them
 
 
-def test_labels_of_a_clip_and_its_images_are_dropped_apart(place):
-    """Over the whole run all combinations occur: the clip's label without an image's, and the other way round."""
-    cli.main(["fit", "-c", "tiny.yaml", *JOINT, "--model.net.class_dropout=0.5"])
+def test_labels_of_a_clip_and_its_images_are_dropped_independently(place):
+    cli.main(["fit", "-c", "tiny.yaml", *JOINT, "--model.net.class_dropout=0.5", "--trainer.max_steps=1"])
     module = load("runs/joint")
     clips = torch.arange(400)
     batch = {"clip": clips, "label": (clips[:, None] + torch.arange(9)) % 8}
-    dropped = module.labels(batch, seed=0, dropout=module.net.class_dropout) == module.net.null_label
+    draws = module.draw_conditions(batch, seed=0)
+    dropped = module.labels(batch, draws < module.net.class_dropout) == module.net.null_label
     assert dropped.float().mean(0).sub(0.5).abs().max() < 0.1
     agree = (dropped[:, :1] == dropped[:, 1:]).float().mean(0)
     assert agree.sub(0.5).abs().max() < 0.1

@@ -16,7 +16,7 @@ def moving_square(height, width, frames=5):
     return video
 
 
-def test_a_gif_shows_every_frame():
+def test_gif_shows_every_frame():
     video = moving_square(24, 40)
     with Image.open(io.BytesIO(gif_bytes(video, 8.0))) as image:
         assert image.n_frames == 5
@@ -27,13 +27,13 @@ def test_a_gif_shows_every_frame():
             assert (frame.int() - video[n].int()).abs().max() <= 2
 
 
-def test_a_still_clip_is_a_gif_too():
+def test_clip_without_motion_is_a_gif_too():
     video = moving_square(16, 16)[:1].expand(3, -1, -1, -1)
     assert gif_bytes(video, 8.0)[:6] == b"GIF89a"
 
 
 @pytest.mark.parametrize("size", [(24, 40), (25, 39)])
-def test_an_mp4_holds_the_clip(tmp_path, size):
+def test_mp4_contains_the_clip(tmp_path, size):
     video = moving_square(*size)
     save_mp4(video, tmp_path / "clip.mp4", 8.0)
     with av.open(str(tmp_path / "clip.mp4")) as container:
@@ -44,7 +44,7 @@ def test_an_mp4_holds_the_clip(tmp_path, size):
     assert (decoded.float() - video.float()).abs().mean() < 6
 
 
-def test_sheets_place_every_video():
+def test_sheets_contain_every_video():
     videos = torch.stack([torch.full((2, 3, 8, 10), 10 * n, dtype=torch.uint8) for n in range(5)])
     sheet = contact_sheet(videos, columns=3, gap=1)
     assert sheet.shape == (2, 3, 19, 34)
@@ -55,7 +55,7 @@ def test_sheets_place_every_video():
     assert named.shape[2] > 26 + 40
 
 
-def test_a_png_is_exact(tmp_path):
+def test_png_is_exact(tmp_path):
     image = torch.arange(3 * 5 * 7, dtype=torch.uint8).view(3, 5, 7)
     save_png(image, tmp_path / "image.png")
     with Image.open(tmp_path / "image.png") as read:

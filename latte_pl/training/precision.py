@@ -1,0 +1,48 @@
+"""The precision of matrix products that a device is fast in."""
+
+import time
+
+import torch
+from lightning import Trainer
+
+SLOW = 2.0  # times as long as float32
+
+
+def allow_tf32(trainer: Trainer) -> None:
+    """Let CUDA devices multiply float32 matrices in TF32: several times as fast, with 10 bits of mantissa."""
+    if trainer.strategy.root_device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def slow_bf16(trainer: Trainer) -> str:
+    """Return a warning if the trainer multiplies in bf16 on a processor that only emulates it; otherwise "".
+
+    Processors without bf16 instructions convert each matrix to float32 and back.
+    """
+    if trainer.strategy.root_device.type != "cpu" or "bf16" not in str(trainer.precision):
+        return ""
+    ratio = bf16_ratio()
+    if ratio <= SLOW:
+        return ""
+    return (
+        f"warning: matrix products in bf16 take {ratio:.1f} times as long as in float32 on this processor; "
+        "use --trainer.precision 32-true\n"
+    )
+
+
+def bf16_ratio(size: int = 256) -> float:
+    """Return the time of a matrix product in bf16 over that in float32 on this CPU.
+
+    Args:
+        size: Rows and columns of the matrices.
+    """
+    best = []
+    for dtype in (torch.bfloat16, torch.float32):
+        x = torch.ones(size, size, dtype=dtype)
+        times = []
+        for _ in range(6):  # the first one sets up the kernel
+            began = time.perf_counter()
+            x @ x
+            times.append(time.perf_counter() - began)
+        best.append(min(times[1:]))
+    return best[0] / best[1]
