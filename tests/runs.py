@@ -101,7 +101,7 @@ def _exit_codes(args: list[str], cwd: Path, environments: list[dict[str, str]]) 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=240)
+        process.join(timeout=600)
     for process in processes:
         process.kill()  # only processes that hang are still alive
         process.join()

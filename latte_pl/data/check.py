@@ -129,7 +129,7 @@ def check(
         if entry.index is None:
             report.skipped.append((item.found.path, entry.problem))
         elif entry.index.num_frames < needed:
-            report.skipped.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval)))
+            report.skipped.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval, needed)))
         else:
             report.splits[item.split] += 1
             report.resolutions[entry.index.width, entry.index.height] += 1

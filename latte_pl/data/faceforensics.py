@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.layout import Layout
+from latte_pl.data.official import OfficialReading
 from latte_pl.data.videos import VideoFiles
 
 
@@ -18,6 +19,7 @@ class FaceForensicsVideos(VideoFolder):
 
     preferred: ClassVar[tuple[str, ...]] = ("original",)
     labelled: ClassVar[bool] = False
+    official = OfficialReading(spread=True, fit="resize")
     expected: ClassVar[str] = (
         "{root}/<video>.mp4 or {root}/<video>/<frame>.png, or these below {root}/train and {root}/test"
     )

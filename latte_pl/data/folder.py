@@ -25,6 +25,7 @@ from latte_pl.data.layout import (
     other_files,
     unused_folders,
 )
+from latte_pl.data.official import OfficialReading, draw_official_view
 from latte_pl.data.stream import ClipSampling, sampling_weights
 from latte_pl.data.transforms import centre_box, draw_view, resized, span
 from latte_pl.types import Split
@@ -60,6 +61,7 @@ class VideoFolder:
             is the text in ``<video>.txt`` beside it. Use ``flip=False`` if captions contain "left" or "right".
         index: "exact" decodes every video once, before its first use, and checks every image. "fast" trusts the
             containers: damaged files are found when they are read, and frames are wrong where a container is.
+        official_clips: Choose the frames of clips and resize them as the authors' training code does.
 
     Attributes:
         class_names: Names of the classes, empty if the videos have no labels.
@@ -91,6 +93,8 @@ class VideoFolder:
         "{root}/<video>.mp4 or {root}/<class>/<video>.mp4, or these below {root}/train and {root}/test"
     )
     """The folder layout, for error messages."""
+    official: ClassVar[OfficialReading | None] = None
+    """How the authors' training code reads the data set, if it is one of theirs."""
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class VideoFolder:
         num_threads: int | None = None,
         captions: bool = False,
         index: Indexing = "exact",
+        official_clips: bool = False,
     ) -> None:
         self.root = Path(root).expanduser()
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -123,6 +128,11 @@ class VideoFolder:
             raise FileNotFoundError(f"{self.root} is a file; use the folder that contains the videos")
         self.num_frames, self.interval, self.split, self.flip = num_frames, interval, split, flip
         self.holdout, self.captions = holdout, captions
+        if official_clips and self.official is None:
+            raise ValueError(
+                "official_clips is true, but the official code does not read this data set; set it to false"
+            )
+        self._reading = self.official if official_clips else None
         layout = self._layout()
         self.class_names = layout.class_names
         items = self._choose(layout.items, split, holdout)
@@ -130,13 +140,14 @@ class VideoFolder:
         self.skipped = [(path, reason) for place, path, reason in layout.problems if split == "all" or place in splits]
         self._items: list[Item] = []
         self._indices = []
-        needed = span(num_frames, interval)
+        reading = self._reading
+        needed = reading.needed(num_frames, interval) if reading else span(num_frames, interval)
         found = [item.found for item in items]
         for item, entry in zip(items, open_index(self.root, found, cache_dir, False, num_threads, index == "fast")):
             if entry.index is None:
                 self.skipped.append((item.found.path, entry.problem))
             elif entry.index.num_frames < needed:
-                self.skipped.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval)))
+                self.skipped.append((item.found.path, too_short(entry.index.num_frames, num_frames, interval, needed)))
             elif captions and not self._caption(item):
                 self.skipped.append((item.found.path, f"no caption in {self._caption_file(item).name} beside it"))
             else:
@@ -258,9 +269,20 @@ class VideoFolder:
 
     def read(self, index: int, num_frames: int, interval: int, rng: np.random.Generator | None) -> Tensor:
         """Return a clip (F, 3, H, W) uint8; ``rng`` draws its start and its flip, see `draw_view`."""
+        if self._reading is not None:
+            return self._read_official(self._reading, index, num_frames, interval, rng)
         view = draw_view(self.length(index), num_frames, interval, self.flip, rng)
         clip = self.frames(index, view.start, num_frames, interval)
         return clip.flip(-1) if view.flipped else clip
+
+    def _read_official(
+        self, reading: OfficialReading, index: int, num_frames: int, interval: int, rng: np.random.Generator | None
+    ) -> Tensor:
+        length = self.length(index)
+        view = draw_official_view(length, num_frames, interval, self.flip, rng)
+        numbers = reading.numbers(view.start, length, num_frames, interval)
+        pictures = self.pictures(index, view.start, numbers[-1] - view.start + 1)
+        return reading.fitted([pictures[n - view.start] for n in numbers], self.size, view.flipped)
 
     def frames(self, index: int, start: int, num_frames: int, interval: int = 1) -> Tensor:
         """Return the frames start, start + interval, ... as (F, 3, H, W) uint8, not flipped.
@@ -301,7 +323,9 @@ class VideoFolder:
     def weights(self, kind: ClipSampling) -> NDArray[np.float64] | None:
         """Return the probability of each video in training; see `sampling_weights`."""
         lengths, labels = [i.num_frames for i in self._indices], [item.label for item in self._items]
-        return sampling_weights(kind, lengths, labels, bool(self.class_names), span(self.num_frames, self.interval))
+        reading = self._reading
+        needed = (reading.needed if reading else span)(self.num_frames, self.interval)
+        return sampling_weights(kind, lengths, labels, bool(self.class_names), needed)
 
     def members(self, split: Split) -> list[int]:
         """Return the indices that the videos of a split have in this data set, in the order of that split.
@@ -320,12 +344,11 @@ class VideoFolder:
             f"{item.found.path}\n{item.found.signature}{_geometry(index, self.square_pixels)}"
             for item, index in zip(self._items, self._indices)
         ]
-        return _hash([repr(self.size), *files, *captions])
+        return _hash([repr(self.size), *files, *captions, *(["official clips"] if self._reading else [])])
 
 
-def too_short(length: int, num_frames: int, interval: int) -> str:
-    """Return why a video of ``length`` frames is skipped."""
-    needed = span(num_frames, interval)
+def too_short(length: int, num_frames: int, interval: int, needed: int) -> str:
+    """Return why a video of ``length`` frames is skipped, where clips need ``needed``."""
     return f"too short: {length} frames, but a clip of {num_frames} at interval {interval} needs {needed}"
 
 

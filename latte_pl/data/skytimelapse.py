@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from latte_pl.data.folder import VideoFolder
+from latte_pl.data.official import OfficialReading
 from latte_pl.data.videos import VideoFiles
 
 
@@ -15,6 +16,7 @@ class SkyTimelapseVideos(VideoFolder):
     folders: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("sky_train", "train"), "test": ("sky_test", "test")}
     labelled: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
+    official = OfficialReading(spread=False, fit="crop", longer=True)
     expected: ClassVar[str] = "{root}/sky_train/<video>/<clip>/*.jpg and {root}/sky_test/<video>/<clip>/*.jpg"
 
 

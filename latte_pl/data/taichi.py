@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from latte_pl.data.folder import VideoFolder
+from latte_pl.data.official import OfficialReading
 from latte_pl.data.videos import VideoFiles
 
 
@@ -14,6 +15,7 @@ class TaichiVideos(VideoFolder):
 
     labelled: ClassVar[bool] = False
     holds_out: ClassVar[bool] = False
+    official = OfficialReading(spread=False, fit="none")
     expected: ClassVar[str] = (
         "{root}/train/<video>.mp4 or {root}/train/<video>/<frame>.png, and the same below {root}/test"
     )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from latte_pl.data.folder import VideoFolder
 from latte_pl.data.index import VIDEO_SUFFIXES, Found, scan
 from latte_pl.data.layout import MEDIA_WORDS, Item, Layout, is_split_name, join, subfolders, words
+from latte_pl.data.official import OfficialReading
 from latte_pl.data.videos import VideoFiles
 
 LISTS = "ucfTrainTestlist"
@@ -38,6 +39,7 @@ class UCF101Videos(VideoFolder):
     folders: ClassVar[dict[str, tuple[str, ...]]] = {}
     holds_out: ClassVar[bool] = False
     square_pixels: ClassVar[bool] = False
+    official = OfficialReading(spread=True, fit="resize")
     expected: ClassVar[str] = (
         "{root}/UCF-101/<Class>/v_*.avi with {root}/ucfTrainTestlist/trainlist01.txt and testlist01.txt beside it, or "
         '{root}/train/<Class>/v_*.avi and {root}/test/<Class>/v_*.avi; split "all" needs no lists'

@@ -37,6 +37,8 @@ class VideoFiles(VideoDataModule):
             autoencoder's encoder.
         index: "exact" decodes every video once, before its first use. "fast" trusts the containers and takes a
             fraction of the time, see `VideoFolder`.
+        official_clips: Choose the frames of the training and validation clips, and resize them, as the authors'
+            training code does; for UCF101, FaceForensics, SkyTimelapse and TaichiHD. Evaluations are not affected.
         kwargs: Arguments of `VideoDataModule`.
     """
 
@@ -53,12 +55,16 @@ class VideoFiles(VideoDataModule):
         cache_dir: str | None = None,
         latents: str | None = None,
         index: Indexing = "exact",
+        official_clips: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root, self.split, self.flip, self.sampling = root, split, flip, sampling
         self.size = (size, size) if isinstance(size, int) else (size[0], size[1])
         self.cache_dir, self.latents, self.index = cache_dir, latents, index
+        self.official_clips = official_clips
+        if official_clips and latents is not None:
+            raise ValueError("data.official_clips needs the videos; leave out data.latents, or set it to false")
         self.options: dict[str, Any] = {}
 
     @property
@@ -66,7 +72,7 @@ class VideoFiles(VideoDataModule):
         """Settings that a latent cache must match, in addition to those of the autoencoder."""
         return {"size": list(self.size), "crop": CROP, "data": type(self).__name__, **self.options}
 
-    def open(self, split: Split, num_frames: int, interval: int) -> VideoFolder:
+    def open(self, split: Split, num_frames: int, interval: int, official_clips: bool = False) -> VideoFolder:
         """Open the files of a split for clips of ``num_frames`` frames at an interval."""
         return self.dataset_class(
             self.root,
@@ -78,6 +84,7 @@ class VideoFiles(VideoDataModule):
             cache_dir=self.cache_dir,
             captions=self.captions,
             index=self.index,
+            official_clips=official_clips,
             **self.options,
         )
 
@@ -87,7 +94,7 @@ class VideoFiles(VideoDataModule):
         intervals = {"train": self.interval, "val": self.val_interval, "all": max(self.interval, self.val_interval)}
         interval = intervals[wanted]
         if self.latents is None:
-            return self.open(wanted, self.num_frames, interval)
+            return self.open(wanted, self.num_frames, interval, self.official_clips)
         settings = self.settings
         return CachedLatents(self.latents, wanted, self.num_frames, interval, self.flip, settings, self.captions)
 
@@ -98,13 +105,13 @@ class VideoFiles(VideoDataModule):
         return found
 
     def videos(self, split: Split) -> VideoFolder:
-        """Return a split as pixels, also where training reads cached latents.
+        """Return a split as pixels, also where training reads cached latents; never as official clips.
 
         Raises:
             FileNotFoundError: The video files do not exist.
         """
         found = self.dataset(split)
-        if isinstance(found, VideoFolder):
+        if isinstance(found, VideoFolder) and not self.official_clips:
             return found
         return self.open("all" if self.split == "all" else split, self.num_frames, self.val_interval)
 

@@ -67,7 +67,7 @@ def state(job_id: str) -> str:
     return _answer("squeue", "--noheader", "--states=all", f"--jobs={job_id}", "--format=%T")
 
 
-def wait_for(ready: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(ready: Callable[[], bool], seconds: float = 600) -> None:
     """Return as soon as ``ready`` holds.
 
     Raises:
@@ -86,10 +86,22 @@ def restarts(job_id: str) -> int:
     return int(fields.get("Restarts", 0))
 
 
-def start_now(job_id: str) -> None:
-    """Let a job that was queued again start at once; SLURM waits for two minutes."""
-    wait_for(lambda: state(job_id) in ("PENDING", "RUNNING"))
-    _answer("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+def wait_for_restarted(job_id: str, ready: Callable[[], bool]) -> None:
+    """Return as soon as ``ready`` holds, for what a job does after it was queued again.
+
+    SLURM lets such a job wait for two minutes, which it may set again while the former processes of the job end. So the
+    job is asked to start now as long as it is pending.
+    """
+
+    def starts_or_is_ready() -> bool:
+        if ready():
+            return True
+        if state(job_id) == "PENDING":
+            _answer("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+            time.sleep(1)
+        return ready()
+
+    wait_for(starts_or_is_ready)
 
 
 def lose_node(folder: Path) -> None:

@@ -48,7 +48,7 @@ SCALE = {"clips": 4 * STEPS}
 
 
 def finish(process, status=0):
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == status, output
     return output
 

@@ -42,7 +42,7 @@ def test_cluster_leaves_no_process_behind(tmp_path: Path) -> None:
 def test_study_runs_on_slurm(tmp_path: Path) -> None:
     write_study(tmp_path, rows={"uniform": {}, "diverges": {"model.lr": 1.0e30}}, scale={"clips": 16})
     process = start(tmp_path, "run", "study.yaml", *OPTIONS, "--jobs", "2")
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 1, said
     assert "1 of 2 trials finished, 1 FAILED" in said, said
     uniform, diverges = trials_of(tmp_path)
@@ -57,10 +57,10 @@ def test_next_run_follows_a_job_that_still_runs(tmp_path: Path) -> None:
     first = start(tmp_path, "run", "study.yaml", *OPTIONS)
     wait_for(lambda: (trial.path / "built.json").exists())
     first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=120)
+    said, _ = first.communicate(timeout=600)
     assert "keep running" in said
     second = start(tmp_path, "run", "study.yaml", *OPTIONS)
-    said, _ = second.communicate(timeout=240)
+    said, _ = second.communicate(timeout=600)
     assert second.returncode == 0, said
     assert "1 of 1 trials finished" in said
     # if squeue fails, a second job is submitted, which then uses the result of the first

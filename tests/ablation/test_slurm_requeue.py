@@ -18,9 +18,9 @@ from slurm_cluster import (
     reason_to_skip,
     repair_node,
     restarts,
-    start_now,
     state,
     wait_for,
+    wait_for_restarted,
 )
 from studies import result_of, start, trials_of, write_study
 
@@ -73,20 +73,17 @@ def test_preempted_training_is_requeued_and_ends_with_the_weights_of_an_uninterr
     job = submitted.stdout.strip()
     checkpoints = tmp_path / "runs/job/checkpoints"
 
-    wait_for(
-        (tmp_path / "paused-2").exists, 240
-    )  # the time limit is near: SLURM sends SIGUSR1, the run requeues itself
+    wait_for((tmp_path / "paused-2").exists)  # the time limit is near: SLURM sends SIGUSR1, the run requeues itself
     subprocess.run(["scancel", "--signal=USR1", "--batch", job], check=True, timeout=60)
     wait_for(lambda: restarts(job) == 1)
     assert [path.name for path in checkpoints.iterdir()] == ["step=0000003.ckpt"]
-    start_now(job)
 
-    wait_for((tmp_path / "paused-4").exists, 240)  # another job needs the node: SLURM sends SIGTERM, and requeues
+    # another job needs the node: SLURM sends SIGTERM, and requeues
+    wait_for_restarted(job, (tmp_path / "paused-4").exists)
     subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
     wait_for((checkpoints / "step=0000005.ckpt").exists)
-    start_now(job)
 
-    wait_for(lambda: state(job) == "COMPLETED", 240)
+    wait_for_restarted(job, lambda: state(job) == "COMPLETED")
     assert restarts(job) == 2
     left, right = (final(tmp_path / "runs" / name, STEPS) for name in ("whole", "job"))
     assert list(differences({part: left[part] for part in STATE}, {part: right[part] for part in STATE})) == []
@@ -106,25 +103,25 @@ def test_study_survives_scancel_the_loss_of_a_node_and_a_restart_of_the_runner(t
     options = ("run", "study.yaml", "--executor", "slurm", "--partition", PARTITION, "--mem-gb", "2")
 
     runner = start(tmp_path, *options)
-    wait_for((tmp_path / "paused-1").exists, 240)
+    wait_for((tmp_path / "paused-1").exists)
     subprocess.run(["scancel", read_json(trial.path / "job.json")["job_id"]], check=True, timeout=60)
     os.killpg(int((trial.path / "pid").read_text()), signal.SIGKILL)  # control groups do this on a cluster
-    said, _ = runner.communicate(timeout=240)
+    said, _ = runner.communicate(timeout=600)
     assert "0 of 1 trials finished, 1 FAILED" in said
 
     runner = start(tmp_path, *options)  # a new job resumes
-    wait_for((tmp_path / "paused-2").exists, 240)
+    wait_for((tmp_path / "paused-2").exists)
     lose_node(slurm)
     os.killpg(int((trial.path / "pid").read_text()), signal.SIGKILL)
     job = read_json(trial.path / "job.json")["job_id"]
     wait_for(lambda: state(job) == "PENDING")
     runner.send_signal(signal.SIGINT)
-    said, _ = runner.communicate(timeout=120)
+    said, _ = runner.communicate(timeout=600)
     assert f"SLURM jobs {job} keep running" in said
     repair_node(slurm)
     runner = start(tmp_path, *options)  # follows the job that is in the queue
-    start_now(job)
-    said, _ = runner.communicate(timeout=240)
+    wait_for_restarted(job, lambda: runner.poll() is not None)
+    said, _ = runner.communicate()
     assert read_json(trial.path / "job.json")["job_id"] == job
     assert restarts(job) == 1
     assert "1 of 1 trials finished, 0 FAILED" in said, said

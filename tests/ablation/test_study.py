@@ -161,7 +161,7 @@ def test_list_and_status_import_nothing_heavy(command, tmp_path):
     trials_of(tmp_path)
     args = ["status", str(path), "--root", str(tmp_path / "runs/ablations")] if command == "status" else ["list"]
     code = f"import sys; from latte_pl.ablation import cli\ntry: cli.main({args})\nfinally: print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     assert not set(run.stdout.splitlines()[-1].split()) & HEAVY
     assert "uniform" in run.stdout

@@ -157,7 +157,32 @@ def test_every_data_configuration_composes_with_the_model_of_the_paper(name):
     assert (net.num_frames, net.input_size, net.in_channels) == (16, (32, 32), 4)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = sorted(CONFIGS.glob("experiment/*.yaml"))
+OFFICIAL = [path for path in EXPERIMENTS if path.stem.startswith("official_")]
+
+
+@pytest.mark.parametrize("path", OFFICIAL, ids=lambda path: path.stem)
+def test_official_trainings_have_the_settings_of_the_authors(path):
+    data = path.stem.removeprefix("official_")
+    config = resolve(["-c", f"data/{data}.yaml", "-c", "model/xl.yaml", "-c", f"experiment/{path.name}"])
+    model, clips = config["model"], config["data"]["init_args"]
+    assert (model["lr"], model["ema_decay"], model["lr_schedule"], model["warmup_steps"]) == (
+        1e-4,
+        0.9999,
+        "constant",
+        0,
+    )
+    starts = {"faceforensics": 20_000, "skytimelapse": 20_000, "ucf101": 100_000, "taichi": 500_000}
+    assert (model["clip_from_step"], config["trainer"]["gradient_clip_val"]) == (starts[data], 0.1)
+    assert (clips["global_batch_size"], clips["num_frames"], clips["interval"], clips["size"]) == (40, 16, 3, 256)
+    assert clips["flip"] == (data != "skytimelapse")
+    assert clips["split"] == ("all" if data == "ucf101" else "train")
+    net = outline(config)
+    assert (net.conditioning, net.num_classes) == (("class", 101) if data == "ucf101" else ("none", 0))
+    assert len(net.blocks) == 28
+
+
+@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path not in OFFICIAL], ids=lambda path: path.stem)
 def test_every_experiment_composes(path):
     data = "folder" if path.stem == "laptop" else "shapes"
     net = outline(resolve(["-c", f"data/{data}.yaml", "-c", "model/tiny.yaml", "-c", f"experiment/{path.name}"]))

@@ -142,7 +142,7 @@ def test_two_devices_index_once_and_do_not_change_the_weights(run: Callable[...,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert two.returncode == 0, two.stderr
     assert two.stderr.count("videos: 100%") == 1, "one process builds the index"
