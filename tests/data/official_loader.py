@@ -1,9 +1,9 @@
 """Read clips with the official loaders (Vchitect/Latte, folder ``datasets``), and make the fixture of their outputs.
 
 The loaders are imported from a checkout of https://github.com/Vchitect/Latte, and none of its files is changed. This
-module replaces two functions that they call: ``decord``, which they import and do not use, and ``torchvision.io.read_video``,
-which newer releases of torchvision do not have. The frames of a video are lossless PNG files in a folder beside it, so
-that the fixture does not depend on a decoder.
+module replaces two functions that they call: ``decord``, which they import and do not use, and
+``torchvision.io.read_video``, which newer releases of torchvision do not have. The frames of a video are lossless PNG
+files in a folder of its name, so that the fixture does not depend on a decoder.
 
 Make the fixture::
 
