@@ -14,6 +14,8 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 REPORTS = "ablations/results/reports/proxy"
+STUDIES = sorted(path.stem for path in (ROOT / REPORTS).glob("*.html") if path.stem != "index")
+"""Studies with committed results."""
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
@@ -26,7 +28,8 @@ PAGES = {
         f"benchmarks/results/{path.name}": f"results/speed/{path.name}"
         for path in sorted((ROOT / "benchmarks/results").glob("*.md"))
     },
-    **{f"{REPORTS}/{path.name}": f"results/{path.stem}.md" for path in sorted((ROOT / REPORTS).glob("*.html"))},
+    f"{REPORTS}/index.md": "results/overview.md",
+    **{f"{REPORTS}/{study}.html": f"results/{study}.md" for study in STUDIES},
 }
 """Page of the site of each file of the repository."""
 WRITTEN = {"README.md"}
@@ -38,6 +41,14 @@ PACKAGES = (
 )
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
+
+
+def on_config(config: Any) -> Any:
+    """Add the pages of the studies to the section of results."""
+    (results,) = (section["Results"] for section in config["nav"] if "Results" in section)
+    pages = [("All studies", "overview"), *((study.replace("_", " ").capitalize(), study) for study in STUDIES)]
+    results[1:1] = [{title: f"results/{name}.md"} for title, name in pages]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -57,7 +68,7 @@ def repository_pages() -> Iterator[tuple[str, str]]:
     for source, page in PAGES.items():
         if source in WRITTEN:
             continue
-        if source.startswith(REPORTS):
+        if source.startswith(REPORTS) and source.endswith(".html"):
             yield page, result(source, page)
         else:
             yield page, linked((ROOT / source).read_text(encoding="utf-8"), source, page)

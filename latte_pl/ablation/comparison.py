@@ -150,6 +150,11 @@ class Comparison:
         """Return all results, row by row."""
         return [result for row in self.results.values() for result in row.values()]
 
+    def has_pairs(self) -> bool:
+        """Return whether there is something to compare: finished trials of the baseline and of another row."""
+        others = any(results for row, results in self.results.items() if row != self.baseline)
+        return bool(self.results[self.baseline]) and (others or len(self.results) == 1)
+
     def baseline_hashes(self) -> set[str]:
         """Return the names of the finished trials of the baseline."""
         return {result["hash"] for result in self.results[self.baseline].values()}

@@ -17,7 +17,7 @@ from latte_pl.files import write_text
 def read_suite(studies: Sequence[Study], scale: str, root: Path, seeds: list[int] | None = None) -> Suite:
     """Return the results of studies and of all others in their folders that have the scale.
 
-    Studies without results, and studies whose results cannot share a table, are left out.
+    Studies with nothing to compare, and studies whose results cannot share a table, are left out.
 
     Args:
         studies: The studies.
@@ -30,7 +30,7 @@ def read_suite(studies: Sequence[Study], scale: str, root: Path, seeds: list[int
     for study in suite.values():
         with contextlib.suppress(ValueError):
             comparison = Comparison.load(study, scale, root, seeds)
-            if comparison.all_results():
+            if comparison.has_pairs():
                 comparisons.append(comparison)
     return Suite(comparisons)
 
@@ -53,15 +53,20 @@ def write(
         output: Folder for the files.
         seeds: Seeds that replace those of the scale.
         suite: The studies that it is corrected with. None: those of `read_suite`.
-        overview: Whether its page links to the overview of all studies.
+        overview: Whether its page links to the overview of all studies, where each compares rows.
 
     Returns:
         Whether every trial is finished.
 
     Raises:
-        ValueError: No trial is finished, or results cannot share a table.
+        ValueError: No trial is finished, or results cannot share a table, or there is nothing to compare.
     """
     comparison = Comparison.load(study, scale, root, seeds)
+    if overview and comparison.all_results() and not comparison.has_pairs():
+        raise ValueError(
+            f"{study.name} has nothing to compare with its baseline at scale {scale}; run "
+            f"`latte-ablate run {study.name}`"
+        )
     if not comparison.all_results():
         raise ValueError(f"{study.name} has no results at scale {scale}; run `latte-ablate run {study.name}` first")
     suite = suite or read_suite([study], scale, root, seeds)

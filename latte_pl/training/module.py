@@ -22,6 +22,7 @@ from latte_pl.rng import key, normal, torch_generator, uniform
 from latte_pl.training import post_hoc_ema
 from latte_pl.training.checkpoints import Diverged, advice, check_finite
 from latte_pl.training.components import describe, instantiate
+from latte_pl.training.precision import gather_policy
 from latte_pl.training.settings import Pretrained, Sampling, check_parts
 from latte_pl.types import Draws, Text, VideoBatch
 
@@ -231,10 +232,10 @@ class LatteModule(LightningModule):
             return
         self._configured = True
         if self.device_mesh is not None:
-            mesh = self.device_mesh["data_parallel"]
+            mesh, policy = self.device_mesh["data_parallel"], gather_policy(self.trainer.precision)
             for module in (self.net, self.ema, *self.averages):
                 for block in module.blocks:
-                    fully_shard(block, mesh=mesh)
+                    fully_shard(block, mesh=mesh, mp_policy=policy)
                 # without resharding, the root stays gathered after a forward pass that has no backward pass
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
         if self.compile_blocks:

@@ -4,6 +4,7 @@ import time
 
 import torch
 from lightning import Trainer
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 SLOW = 2.0  # times as long as float32
 
@@ -12,6 +13,20 @@ def allow_tf32(trainer: Trainer) -> None:
     """Let CUDA devices multiply float32 matrices in TF32: several times as fast, with 10 bits of mantissa."""
     if trainer.strategy.root_device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+
+
+def gather_policy(precision: str) -> MixedPrecisionPolicy:
+    """Return in which precision FSDP2 gathers the weights of the blocks and sums their gradients.
+
+    In ``bf16-mixed``, autocast would round the gathered weights to bf16 anyway, so they are gathered in it. Gradients
+    are summed in float32, and activations keep the dtype that autocast gives them.
+
+    Args:
+        precision: The trainer's precision.
+    """
+    if precision != "bf16-mixed":
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def slow_bf16(trainer: Trainer) -> str:

@@ -97,6 +97,21 @@ def test_suite_corrects_for_all_studies_of_the_folder(near, capsys):
     capsys.readouterr()
 
 
+def test_overview_leaves_out_studies_of_which_only_the_shared_baseline_is_trained(near, capsys):
+    data = (near / "study.yaml").read_text()
+    write_study(near, rows={"uniform": {}, "depth 4": {"model.net.depth": 4}}, scale={"seeds": SEEDS})
+    (near / "study.yaml").rename(near / "later.yaml")
+    (near / "study.yaml").write_text(data)
+    suite = read_suite([read(near / "study.yaml")], "proxy", near / ROOT)
+    assert [comparison.study.name for comparison in suite.comparisons] == ["study"]
+    names = [str(near / f"{name}.yaml") for name in ("study", "later")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["report", *names, "--root", str(near / ROOT), "--output", str(near / "out")])
+    assert stop.value.code == 1
+    assert "later has nothing to compare with its baseline at scale proxy" in capsys.readouterr().err
+    assert sorted(path.stem for path in (near / "out").glob("*.html")) == ["index", "study"]
+
+
 @pytest.mark.parametrize(
     ("trained", "reason"),
     [

@@ -28,6 +28,16 @@ def test_float32_and_gpus_are_not_measured(monkeypatch, device, chosen):
     assert precision.slow_bf16(trainer_of(device, chosen)) == ""
 
 
+def test_weights_are_gathered_in_bf16_under_autocast_alone():
+    policy = precision.gather_policy("bf16-mixed")
+    assert (policy.param_dtype, policy.reduce_dtype, policy.cast_forward_inputs) == (
+        torch.bfloat16,
+        torch.float32,
+        False,
+    )
+    assert precision.gather_policy("32-true").param_dtype is precision.gather_policy("16-mixed").param_dtype is None
+
+
 def test_tf32_is_allowed_on_cuda_alone(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)

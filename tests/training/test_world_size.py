@@ -1,7 +1,11 @@
 """The number of devices and of accumulated batches does not change a training."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from lightning import Callback
 from runs import final, run_distributed, write_config
 from safetensors.torch import load_file
 
@@ -45,6 +49,38 @@ def test_two_devices_do_not_change_the_weights(folder, strategy):
         ["fit", "-c", "tiny.yaml", "-c", f"trainer/{strategy}.yaml", *SETTINGS, f"--name={strategy}"], folder
     )
     check_equal(folder, strategy)
+
+
+class RecordGathered(Callback):
+    """Write the dtypes of a block's weights: in its forward pass, between steps, and of their gradients."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.seen = set()
+        linear = pl_module.net.blocks[0].mlp.fc1
+        linear.register_forward_hook(lambda layer, *_: self.seen.add(("forward", str(layer.weight.dtype))))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        weight = pl_module.net.blocks[0].mlp.fc1.weight
+        self.seen |= {("between", str(weight.dtype)), ("gradient", str(weight.grad.dtype))}
+
+    def on_fit_end(self, trainer, pl_module):
+        Path("gathered.json").write_text(json.dumps(sorted(self.seen)))
+
+
+def test_fsdp_gathers_in_bf16_and_trains_as_autocast_on_one_device(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "-c", write_config(tmp_path), *SETTINGS, "--trainer.precision=bf16-mixed"]
+    cli.main([*fit, "--name=one"])
+    record = "--trainer.callbacks=[{class_path: test_world_size.RecordGathered}]"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    run_distributed([*fit, "-c", "trainer/fsdp.yaml", "--name=fsdp", record], tmp_path)
+    seen = json.loads((tmp_path / "gathered.json").read_text())
+    assert seen == [["between", "torch.float32"], ["forward", "torch.bfloat16"], ["gradient", "torch.float32"]]
+    one, two = (
+        torch.cat([value.flatten() for value in final(tmp_path / "runs" / run, 6)["state_dict"].values()])
+        for run in ("one", "fsdp")
+    )
+    assert float((one - two).norm() / one.norm()) < 0.01  # gradients of half a batch each, rounded to bf16
 
 
 def test_gradients_in_bf16_change_the_weights_by_their_rounding_alone(folder):
