@@ -1,6 +1,6 @@
 """Measure how much shared timesteps and noise reduce the spread when two trained models are compared.
 
-    python benchmarks/pairing.py runs/ablations/trials/337ad35736e4 runs/ablations/trials/d8cd7e7191a9
+    python benchmarks/pairing.py runs/ablations/trials/2efd1fe6ca71 runs/ablations/trials/cf32e495bfd0
 
 The held-out loss of each model is computed under several draws of timesteps and noise. The difference of two models
 under the same draw varies less than under separate draws, where it also contains the difference of the draws. The
@@ -15,22 +15,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from latte_pl.data.stream import FixedClips
-from latte_pl.toy import MovingShapes
+from latte_pl.toy import Shapes
 from latte_pl.training import weights
 
 
 @torch.no_grad()
 def held_out_losses(run: str, draws: int, num_clips: int) -> np.ndarray:
     """Return the held-out loss (draws,) of a run's EMA weights under each draw."""
-    module, data = weights.load(run), weights.read_config(run)["data"]["init_args"]
-    clips = FixedClips(
-        MovingShapes("val", data["size"]), data["num_frames"], data.get("val_interval") or data["interval"], num_clips
-    )
+    module = weights.load(run)
+    data = Shapes(**weights.read_config(run)["data"]["init_args"])
+    clips = FixedClips(data.dataset("val"), data.num_frames, data.val_interval, num_clips)
     found = np.zeros(draws)
     for batch in DataLoader([clips[n] for n in range(num_clips)], batch_size=32):
         for k in range(draws):
-            with torch.autocast("cpu", torch.bfloat16):
-                _, parts = module.losses(module.ema, batch, module.draw(batch, k), dropout=0.0)
+            _, parts = module.losses(module.ema, batch, module.draw(batch, k), dropout=0.0)
             loss = sum(value for name, value in parts.items() if name != "loss")  # (B, F)
             found[k] += float(loss.mean(dim=1).sum()) / num_clips
     return found

@@ -17,9 +17,9 @@ def table(rows: Sequence[tuple[Trial, str]]) -> Table:
         progress = progress_of(trial)
         step, speed = progress.get("step", 0), progress.get("clips_per_second")
         left = ""
-        if state == "running" and speed:
+        if state.startswith("running") and speed:
             left = f"{(1 - step / trial.steps) * trial.clips / speed / 60:.1f} min"
-        colour = COLOURS.get(state)
+        colour = COLOURS.get(state.split(",")[0])
         name = escape(trial.row if trial.arm else f"({trial.row})")
         cells = (f"{step}/{trial.steps}" if step else "", f"{speed:.0f}" if speed else "", left)
         shown.add_row(name, str(trial.seed), f"[{colour}]{state}[/]" if colour else state, *cells)

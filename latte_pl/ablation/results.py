@@ -117,10 +117,10 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return the curves of a run as (step, value) by TensorBoard tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1})
+    # a training that was interrupted logs its last steps again; the later value counts
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1}, purge_orphaned_data=False)
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    # a training that started again logged its first steps twice; the later value counts
     by_step = {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in CURVES if tag in tags}
     return {tag: sorted(curve.items()) for tag, curve in by_step.items()}
 

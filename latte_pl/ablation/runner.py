@@ -75,6 +75,7 @@ class Runner:
         self._active: dict[str, Job] = {}  # jobs by hash
         self._ended: dict[str, str] = {}  # "finished" or "FAILED" by hash
         self._printed: dict[str, str] = {}  # last printed state by hash
+        self._queue: dict[str, int] = {}  # jobs in SLURM's queue, and how often each was queued again
         self._missing_since: dict[str, float] = {}  # time at which a job left SLURM's queue, by job id
 
     def run(self) -> bool:
@@ -135,7 +136,7 @@ class Runner:
 
     def _check(self) -> None:
         """Find the trials that have ended."""
-        queued = _queued_jobs() if self.executor == "slurm" and self._active else set()
+        self._queue = _queued_jobs() if self.executor == "slurm" and self._active else {}
         for trial in self.trials:
             if trial.hash in self._ended:
                 continue
@@ -144,7 +145,7 @@ class Runner:
                 self._active.pop(trial.hash, None)
                 continue
             job = self._active.get(trial.hash)
-            if job is None or not self._has_ended(job, queued):
+            if job is None or not self._has_ended(job):
                 continue
             if trial.result.is_file():  # written since the check above
                 continue
@@ -155,13 +156,15 @@ class Runner:
                 write_failure(trial, _reason(job))
             self._ended[trial.hash] = "FAILED"
 
-    def _has_ended(self, job: Job, queued: set[str]) -> bool:
-        """Return whether a local process has ended, or a SLURM job wrote its result or left the queue a while ago."""
-        if isinstance(job, LocalJob) or job.paths.result_pickle.exists():
-            return bool(job.done())
-        if UNKNOWN in queued or job.job_id in queued:
+    def _has_ended(self, job: Job) -> bool:
+        """Return whether a local process has ended, or a SLURM job left the queue with a result, or a while ago."""
+        if isinstance(job, LocalJob):
+            return job.done()
+        if UNKNOWN in self._queue or job.job_id in self._queue:  # SLURM may queue a job again that wrote an error
             self._missing_since.pop(job.job_id, None)
             return False
+        if job.paths.result_pickle.exists():
+            return bool(job.done())
         # on a shared file system the result may appear after the job has left the queue
         return time.monotonic() - self._missing_since.setdefault(job.job_id, time.monotonic()) > GRACE
 
@@ -194,7 +197,7 @@ class Runner:
         if self.executor != "slurm" or not path.is_file():
             return None
         place = json.loads(path.read_text())
-        if place["conf"] != os.environ.get("SLURM_CONF") or not {place["job_id"], UNKNOWN} & _queued_jobs():
+        if place["conf"] != os.environ.get("SLURM_CONF") or not {place["job_id"], UNKNOWN} & _queued_jobs().keys():
             return None
         return submitit.SlurmJob(folder=place["folder"], job_id=place["job_id"])
 
@@ -235,8 +238,11 @@ class Runner:
     def _state(self, trial: Trial) -> str:
         if trial.hash in self._ended:
             return self._ended[trial.hash]
-        if trial.hash in self._active:
-            return "running" if held(trial.path) else "queued"
+        if job := self._active.get(trial.hash):
+            again = not isinstance(job, LocalJob) and self._queue.get(job.job_id)
+            if held(trial.path):
+                return "running, requeued" if again else "running"
+            return "requeued" if again else "queued"
         state = state_of(trial)
         return state if state == "running" else "pending"
 
@@ -246,15 +252,17 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _queued_jobs() -> set[str]:
-    """Return the ids of the jobs that wait or run in SLURM."""
-    command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", "--format=%i %T"]
+def _queued_jobs() -> dict[str, int]:
+    """Return the jobs that wait or run in SLURM, and how often each was queued again."""
+    columns = "--Format=jobid:32,state:32,restartcnt:16"
+    command = ["squeue", "--noheader", "--states=all", f"--user={getpass.getuser()}", columns]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         print(f"squeue failed ({error}); trying again", file=sys.stderr)
-        return {UNKNOWN}
-    return {job for job, state in (line.split() for line in lines if line.strip()) if state in QUEUED}
+        return {UNKNOWN: 0}
+    jobs = (line.split() for line in lines if line.strip())
+    return {job: int(restarts) for job, state, restarts in jobs if state in QUEUED}
 
 
 def _reason(job: Job) -> str:

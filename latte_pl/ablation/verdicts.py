@@ -100,7 +100,7 @@ def decide(test: ClaimTest, p: float | None, trained: bool = True) -> Verdict:
 
 
 def overall(verdicts: Sequence[Verdict]) -> Overall:
-    """Return one verdict for all measures: that of those that decide, or "mixed" if they contradict each other."""
+    """Return one verdict for all measures: that of the significant ones, or "mixed" if they contradict each other."""
     found = {verdict for verdict in verdicts if verdict in ("agrees", "disagrees")}
     if len(found) == 2:
         return "mixed"

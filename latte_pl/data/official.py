@@ -21,9 +21,10 @@ class OfficialReading(NamedTuple):
 
     Attributes:
         spread: Whether the frames are spread over the window of F times interval frames, rounded down, so that most
-            distances are the interval and some are longer. A video shorter than the window is spread over entirely.
+            distances are the interval and some are longer (0, 3, ..., 21, 25, ..., 47 for 16 frames at interval 3). A
+            video shorter than the window is spread over entirely.
         fit: How pictures are fitted to the size. "resize": the short side is resized, then the centre is cropped.
-            "crop": the other order. "none": pictures must have the size.
+            "crop": the centre square is cropped, then resized. "none": pictures must have the size.
         longer: Whether a video must be longer than the window.
     """
 
@@ -92,8 +93,8 @@ def draw_official_view(
 ) -> View:
     """Draw the start and the flip of a clip, with the official range of starts.
 
-    The last start at which the window of F times interval frames fits is never drawn; a video of up to one frame more
-    than the window starts at 0.
+    Starts are 0 to length - F interval - 1, one fewer than fit; a video of up to one frame more than the window starts
+    at 0.
 
     Args:
         length: Number of frames of the video.

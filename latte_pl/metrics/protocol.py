@@ -57,9 +57,9 @@ class EvaluationProtocol:
     """How real clips are read, how samples are generated and how both are compared.
 
     Two values may be compared only if they have the same protocol. What a protocol file leaves out, such as the
-    dataset, must be given to ``load``. Only the steps that few protocols have, at the end of the list, have a default,
-    which means that the step is left out. A field that has its default value is neither part of the hash nor of
-    ``to_dict``, so that a new step does not change the hash of protocols that do not have it.
+    dataset, must be given to ``load``. Steps that few protocols have stand at the end of the list, with a default that
+    leaves the step out. A field at its default is left out of the hash and of ``to_dict``, so a new step changes no old
+    hash.
     """
 
     name: str
@@ -112,7 +112,7 @@ class EvaluationProtocol:
     steps: int
     """Sampling steps."""
     eta: float
-    """Noise of the DDIM sampler, in [0, 1]. It is 1 for "ddpm" and 0 for all other samplers."""
+    """Noise of the sampler, in [0, 1]: free for "ddim", 1 for "ddpm", 0 for all others."""
     guidance: float
     """Classifier-free guidance scale; 1 is without guidance."""
     guidance_interval: tuple[float, float]

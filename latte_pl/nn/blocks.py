@@ -165,7 +165,10 @@ def residual(
     if parameters is None:
         return x + branch(norm(x))
     shift, scale, gate = parameters
-    return torch.addcmul(x, gate, branch(modulate(norm(x), shift, scale)))
+    change = branch(modulate(norm(x), shift, scale))
+    # CUDA's autocast would write a float32 copy of `change`; the kernel itself adds in float32 without one
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.addcmul(x, gate, change)
 
 
 def clip_only(parameters: ModulationParameters) -> ModulationParameters:

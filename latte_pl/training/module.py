@@ -56,12 +56,13 @@ class LatteModule(LightningModule):
         diffusion: Objective and samplers.
         autoencoder: Frozen autoencoder. It is no registered submodule, so it is neither saved nor optimized.
         sampling: How samples are drawn.
-        pretrained: Weights that `latte fit` loads into a new run.
+        pretrained: Weights that `latte fit` loads into a new run. Under a stock Trainer call
+            ``latte_pl.interop.load_dit(module.net, source)`` and `reset_ema` instead.
         seed: Seed of timesteps, noise, dropout and posterior samples in training, and of predicted samples.
         lr: Learning rate of AdamW.
         betas: Averaging coefficients of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
-        warmup_steps: Steps over which the learning rate rises linearly from 0.
+        warmup_steps: Steps over which the learning rate rises linearly to `lr`.
         lr_schedule: Learning rate after the warm-up: "constant"; "cosine" to 0 at the last step
             (``trainer.max_steps``); or "wsd", constant and then linear to 0 over the last 30 % of all steps (warm-up,
             stable, decay).
@@ -195,7 +196,7 @@ class LatteModule(LightningModule):
         if stage == "fit" and self.trainer.precision in ("bf16-true", "16-true", "64-true"):
             raise ValueError(
                 f"trainer.precision is {self.trainer.precision}; train with 32-true, bf16-mixed or 16-mixed, because "
-                "an EMA in half precision does not move"
+                "weights and their EMA are kept in float32"
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, VideoDataModule) and stage != "predict":
@@ -587,7 +588,7 @@ class LatteModule(LightningModule):
         progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
         prompts: list[str] | None = None,
     ) -> Tensor:
-        """Draw videos. The sample of an index and a seed is the same in any batch and on any device.
+        """Draw videos. The noise of an index and a seed is the same in any batch and on any device.
 
         Args:
             indices: Indices of the B samples; index and seed determine a sample's noise.

@@ -94,7 +94,7 @@ def test_preempted_training_is_requeued_and_ends_with_the_weights_of_an_uninterr
 
 @pytest.mark.usefixtures("environment")
 def test_study_survives_scancel_the_loss_of_a_node_and_a_restart_of_the_runner(tmp_path: Path, slurm: Path) -> None:
-    pause = {"class_path": "pause.PauseOnce", "init_args": {"steps": [1, 2], "folder": str(tmp_path)}}
+    pause = {"class_path": "pause.PauseOnce", "init_args": {"steps": [1, 2, 3], "folder": str(tmp_path)}}
     (tmp_path / "pause.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [pause]}}))
     configs = [write_config(tmp_path), str(tmp_path / "pause.yaml")]
     every = {"checkpoints.every_n_steps": 1, "trainer.val_check_interval": 1}
@@ -120,10 +120,15 @@ def test_study_survives_scancel_the_loss_of_a_node_and_a_restart_of_the_runner(t
     assert f"SLURM jobs {job} keep running" in said
     repair_node(slurm)
     runner = start(tmp_path, *options)  # follows the job that is in the queue
+    wait_for_restarted(job, (tmp_path / "paused-3").exists)
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
+    os.kill(int((trial.path / "pid").read_text()), signal.SIGTERM)  # control groups signal each process of a job
+    wait_for(lambda: restarts(job) == 2)
     wait_for_restarted(job, lambda: runner.poll() is not None)
     said, _ = runner.communicate()
     assert read_json(trial.path / "job.json")["job_id"] == job
-    assert restarts(job) == 1
+    assert restarts(job) == 2
+    assert "running, requeued" in said
     assert "1 of 1 trials finished, 0 FAILED" in said, said
     assert [step for step, _ in result_of(trial)["curves"]["val/loss"]] == list(range(1, 6))
     # each step was trained once, since every step had its checkpoint

@@ -222,3 +222,14 @@ def test_missing_source_is_reported_with_what_to_do(tmp_path: Path, monkeypatch:
     ):
         KLAutoencoder("stabilityai/sd-vae-ft-ema")
     assert calls == [True, False]  # the cache, then the Hub
+
+
+def test_autocast_changes_neither_latents_nor_videos(autoencoder: KLAutoencoder) -> None:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randint(256, (2, 3, 3, 32, 48), dtype=torch.uint8, generator=generator)
+    latents = torch.randn(2, 3, 4, 4, 6, generator=generator)
+    expected = (*autoencoder.moments(video), autoencoder.decode(latents))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = (*autoencoder.moments(video), autoencoder.decode(latents))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

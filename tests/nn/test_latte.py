@@ -5,6 +5,8 @@ import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latte_pl.nn import Latte, LatteConfig
 from latte_pl.types import Text
@@ -288,3 +290,33 @@ def test_null_label_is_a_separate_class():
 def test_selective_checkpointing_cannot_be_combined_with_compiled_blocks():
     with pytest.raises(ValueError, match="does not work with compiled blocks"):
         tiny(activation_checkpointing="selective").compile_blocks()
+
+
+class Upcasts(TorchDispatchMode):
+    """Counts the float32 copies of bf16 tensors of one shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and tuple(out.shape) == self.shape:
+            self.count += (args[0].dtype, out.dtype) == (torch.bfloat16, torch.float32)
+        return out
+
+
+def test_residual_additions_copy_no_activations_under_cuda_autocast():
+    # fake tensors have a device, but no values: this needs no GPU
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        net = Latte(**TINY, conditioning="class")
+        x, timesteps, labels = torch.randn(2, FRAMES, 4, 4, 6), torch.zeros(2), torch.zeros(2, dtype=torch.long)
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            with Upcasts((2, FRAMES, 6, 32)) as upcasts:  # patches of 2 x 2, width 32
+                out = net(x, timesteps, labels)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert out.device.type == "cuda"
+    assert upcasts.count == 0
