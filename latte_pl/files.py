@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import secrets
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,6 +68,22 @@ def write_text(path: Path | str, text: str) -> None:
     """
     with replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def is_intact_zip(path: Path | str) -> bool:
+    """Return whether a zip file, such as one of ``torch.save``, matches the checksums in it. Reads the whole file.
+
+    Raises:
+        PermissionError: The file must not be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except PermissionError:
+        raise
+    # a damaged header may name another compression, a password or any offset
+    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile):
+        return False
 
 
 DIGEST = "content_sha256"

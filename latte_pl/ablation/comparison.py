@@ -22,6 +22,7 @@ from latte_pl.ablation.measures import LOSS, MEASURES, Measure, flops_share, ste
 from latte_pl.ablation.plan_cache import load_plan
 from latte_pl.ablation.study import Claim, Study
 from latte_pl.ablation.trial import Trial, last_error, state_of
+from latte_pl.files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +118,7 @@ class Comparison:
         errors: dict[str, dict[int, str]] = {trial.row: {} for trial in arms}
         for trial in arms:
             if trial.result.is_file():
-                result = json.loads(trial.result.read_text(encoding="utf-8"))
+                result = read_json(trial.result)
                 if result["hash"] != trial.hash:
                     raise ValueError(f"{trial.result} is the result of trial {result['hash']}; move it back")
                 results[trial.row][trial.seed] = result

@@ -16,7 +16,7 @@ from latte_pl.ablation.plan import identity, plan
 from latte_pl.ablation.plan_cache import file_of
 from latte_pl.ablation.study import Study
 from latte_pl.ablation.trial import Trial, held, lock_of
-from latte_pl.files import write_text
+from latte_pl.files import read_json, write_json, write_text
 from latte_pl.metrics.protocol import EvaluationProtocol, canonical_json
 from latte_pl.training.renames import KEYS, VALUES
 
@@ -48,7 +48,7 @@ def migrate(studies: Iterable[Study], root: Path) -> str:
     Returns:
         A line for each trial that was moved or kept, and a summary.
     """
-    results = [_json(path) for path in (root / "trials").glob("*/result.json")]
+    results = [read_json(path) for path in (root / "trials").glob("*/result.json")]
     seeds = {result["seed"] for result in results}
     roots = {_root(result["commands"]) for result in results}
     lines, num_moved = [], 0
@@ -123,9 +123,9 @@ def _move(trial: Trial, earlier: Path, commands: dict[tuple[Path, str], Any]) ->
     """Rewrite the result of a trial under the names of today, then rename its folder."""
     file = earlier / "result.json"
     if file.is_file():
-        result = _json(file)
+        result = read_json(file)
         own = commands[_root(result["commands"]), trial.hash]
-        write_text(file, json.dumps(migrated(result, trial) | {"commands": [list(part) for part in own]}, indent=1))
+        write_json(file, migrated(result, trial) | {"commands": [list(part) for part in own]})
     os.rename(earlier, trial.path)
     lock_of(earlier).unlink(missing_ok=True)
 
@@ -162,11 +162,7 @@ def _move_manifest(plan_file: Path, names: dict[str, str]) -> None:
     if not manifest.is_file():
         return
     today = {earlier: name for name, earlier in names.items()}
-    stored = _json(plan_file) if plan_file.is_file() else {}
+    stored = read_json(plan_file) if plan_file.is_file() else {}
     hashes = [today.get(name, name) for name in manifest.read_text().split()]
     write_text(plan_file, json.dumps(stored | {"hashes": list(dict.fromkeys([*stored.get("hashes", []), *hashes]))}))
     manifest.unlink()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 
 from latte_pl.ablation.identity import SETTINGS_WITHOUT_EFFECT
 from latte_pl.data.datamodule import VideoDataModule
-from latte_pl.files import write_text
+from latte_pl.files import read_json, write_json, write_text
 from latte_pl.metrics.protocol import canonical_json
 from latte_pl.nn import Latte
 from latte_pl.profiling.cost import count_cost
@@ -61,12 +61,12 @@ class TrialMonitor(Callback):
         points = self.folder / "points.json"
         self._points = set(json.loads(points.read_text())) if points.is_file() else set()
         axes = axes_of(pl_module, data)  # on all ranks, because sharded weights are gathered
-        initial = initial_values(net_of(pl_module))
+        initial: dict[str, int] | None = initial_values(net_of(pl_module))
         if not trainer.is_global_zero:
             return
         path = self.folder / "built.json"
         if trainer.ckpt_path and path.is_file():  # a resumed training has other weights
-            initial = json.loads(path.read_text()).get("initial")
+            initial = read_json(path).get("initial")
         cost = count_cost(net_of(pl_module), data.num_images)
         built = {
             "axes": axes,
@@ -75,7 +75,7 @@ class TrialMonitor(Callback):
             "forward_flops": cost.forward_flops,
             "initial": initial,
         }
-        write_text(path, json.dumps(built, indent=1))
+        write_json(path, built)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Record the time, and reset the peak memory, which sampling may have raised."""
@@ -115,7 +115,7 @@ class TrialMonitor(Callback):
         if not trainer.is_global_zero or not self._starts:
             return
         path = self.folder / "cost.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}  # of the part before an interruption
+        before = read_json(path) if path.is_file() else {}  # of the part before an interruption
         device = trainer.strategy.root_device
         cost = {
             "clips_per_second": self._speed(trainer) or before.get("clips_per_second"),
@@ -123,7 +123,7 @@ class TrialMonitor(Callback):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "threads": torch.get_num_threads(),
         }
-        write_text(path, json.dumps(cost, indent=1))
+        write_json(path, cost)
 
     @torch.no_grad()
     def _log_held_out_loss(self, trainer: Trainer, module: LatteModule) -> None:

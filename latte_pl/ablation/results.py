@@ -1,6 +1,5 @@
 """The result of a finished trial, collected from the files of its training."""
 
-import json
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latte_pl.ablation.trial import Trial
-from latte_pl.files import write_text
+from latte_pl.files import read_json, write_json
 from latte_pl.metrics.record import Record, git_commit, versions
 
 CURVES = ("val/loss", "train/loss", "val/toy_video_distance", "val/motion_accuracy", "val/fvd")
@@ -63,7 +62,7 @@ def collect(trial: Trial, wall_time_s: float) -> dict[str, Any]:
     }
     if average:
         result["post_hoc_ema"] = average
-    write_text(trial.result, json.dumps(result, indent=1))
+    write_json(trial.result, result)
     return result
 
 
@@ -129,4 +128,4 @@ def _json(trial: Trial, name: str) -> dict[str, Any]:
     path = trial.path / name
     if not path.is_file():
         raise ValueError(f"{path} is missing: the trial did not run to its end")
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -1,6 +1,5 @@
 """Reconstruct EMAs of several lengths from a run's snapshots and export the best one."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +37,7 @@ def average(
 
     from latte_pl.cli.config import quiet
     from latte_pl.data.datamodule import VideoDataModule
-    from latte_pl.files import write_text
+    from latte_pl.files import write_json
     from latte_pl.training import post_hoc_ema, weights
     from latte_pl.training.components import instantiate
 
@@ -101,7 +100,7 @@ def average(
         return
     weights.write_export(trained, module.ema.state_dict(), best_file)
     table = {"sigma_rels": {f"{length:g}": loss for length, loss in losses.items()}, "ema": own, "best": best}
-    write_text(folder / "sigma_rels.json", json.dumps(table | {"step": step}, indent=1))
+    write_json(folder / "sigma_rels.json", table | {"step": step})
     print("sigma_rel  held-out loss")
     for length, loss in losses.items():
         print(f"{length:<9g}  {loss:.6f}{'  best' if length == best else ''}")

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from latte_pl.data.latents import CachedVideo, Manifest, ShardWriter, check_settings, checksum, shard_name
+from latte_pl.data.latents import CachedVideo, Manifest, check_settings
+from latte_pl.data.shards import ShardWriter, checksum, crc32, shard_name
 from latte_pl.types import Split
 
 SHARD_FRAMES = 4096  # frames of a full shard: the work that is lost when a process is killed; 64 MB per view at 4x32x32
@@ -221,17 +223,22 @@ def _write(
     for index in indices:
         shapes[str(index)] = (plan.videos[index].num_frames, views, *plan.shape)
         shapes |= {f"{index}.text": tuple(tokens[index].shape)} if text else {}
+        shapes[f"{index}.crc32"] = (views * plan.videos[index].num_frames + (text is not None),)
     writer = ShardWriter(path, shapes)
     for index in indices:
-        length = plan.videos[index].num_frames
+        length, sums = plan.videos[index].num_frames, []
         for start in range(0, length, CHUNK):
             frames = dataset.frames(index, start, min(CHUNK, length - start)).to(device)
             both = torch.stack([frames, frames.flip(-1)][:views])
             moments = torch.cat(encoder.moments(both), dim=2).transpose(0, 1)  # (F, V, 2C, h, w)
-            writer.write(_half(moments, plan.videos[index].path).numpy())
+            half = _half(moments, plan.videos[index].path).numpy()
+            writer.write(half)
+            sums += crc32(half.reshape(-1, *plan.shape))
             bar.update(len(frames))
         if text:
             writer.write(tokens[index].numpy())
+            sums += crc32(tokens[index].numpy()[None])
+        writer.write(np.array(sums, "<u4"))
     writer.close()
 
 

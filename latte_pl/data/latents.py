@@ -1,28 +1,23 @@
 """Latent caches: the autoencoder's posterior of every frame in memory-mapped shards, and clips read from them.
 
-A cache is a folder with a manifest and shards. A shard is a safetensors file with one float16 tensor per video, named
-by the index of the video: (F, V, 2C, h, w), the unscaled mean and log-variance of every frame in V views. View 0 is the
-frame, view 1 the horizontally flipped frame. Training can therefore use any interval, and draws start, flip and
-posterior sample as it does from pixels. Caches with captions also contain a tensor named INDEX.text for each video:
-(n, E), the embeddings of the n tokens of its caption.
+A cache is a folder with a manifest and shards, see `latte_pl.data.shards`. It holds every frame, with `flip` also its
+mirror image. Training can therefore use any interval, and draws start, flip and posterior sample as from pixels.
 """
 
-import hashlib
 import json
 import logging
-import os
-import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from latte_pl.data.remote import RemoteShards, is_remote
+from latte_pl.data.shards import Checked, LocalShards, shard_name
 from latte_pl.data.stream import ClipSampling, sampling_weights
 from latte_pl.data.transforms import draw_view, span
 from latte_pl.files import write_text
@@ -30,7 +25,6 @@ from latte_pl.types import Split, Text
 
 MANIFEST = "manifest.json"
 FORMAT = 2
-BLOCK = 1 << 22  # bytes hashed at a time
 _log = logging.getLogger(__name__)
 
 
@@ -260,8 +254,9 @@ class CachedLatents:
 
     def text(self, index: int) -> Text:
         """Return the embeddings (L, E) float16 and the mask (L,) of a video's caption."""
-        tokens = self._shards.tokens(self._check_shard(self._videos[index].shard), f"{self._indices[index]}.text")
-        embeddings, mask = Text.padded([tokens], self._settings["text_length"])
+        name = self._check_shard(self._videos[index].shard)
+        tokens = self._intact(name, index, self._shards.tokens(name, str(self._indices[index])))
+        embeddings, mask = Text.padded([torch.from_numpy(tokens[0])], self._settings["text_length"])
         return Text(embeddings[0], mask[0])
 
     def path(self, index: int) -> str:
@@ -277,98 +272,23 @@ class CachedLatents:
         view = draw_view(self.length(index), num_frames, interval, self.flip, rng)
         stop = view.start + span(num_frames, interval)
         name = self._check_shard(self._videos[index].shard)
-        frames = self._shards.frames(name, str(self._indices[index]), view.start, stop, int(view.flipped))
-        return torch.from_numpy(frames[::interval].copy())
+        steps = slice(view.start, stop, interval)
+        clip = self._shards.frames(name, str(self._indices[index]), steps, int(view.flipped))
+        return torch.from_numpy(self._intact(name, index, clip))
+
+    def _intact(self, name: str, index: int, found: Checked) -> NDArray[np.float16]:
+        """Return values of a video.
+
+        Raises:
+            ValueError: They do not match their checksums.
+        """
+        if not found.is_intact():
+            raise ValueError(
+                f"{self.folder}/{name} is damaged: {self.path(index)} does not match its checksum; {self._shards.cure}"
+            )
+        return found.values
 
     def weights(self, kind: ClipSampling) -> NDArray[np.float64] | None:
         """Return the probability of each video in training; see `sampling_weights`."""
         lengths, labels = [video.num_frames for video in self._videos], [video.label for video in self._videos]
         return sampling_weights(kind, lengths, labels, bool(self.class_names), self._needed)
-
-
-class LocalShards:
-    """Tensors of safetensors files in a folder, mapped to memory.
-
-    Args:
-        folder: The cache.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def header(self, name: str) -> dict[str, Any]:
-        """Return the metadata of a shard, of which the size is checked."""
-        with safe_open(self.folder / name, "np") as file:
-            return {"__metadata__": file.metadata() or {}}
-
-    def frames(self, name: str, key: str, start: int, stop: int, view: int) -> NDArray[np.float16]:
-        """Return the moments of consecutive frames of a video (F, 2C, h, w)."""
-        with safe_open(self.folder / name, "np") as file:  # mapped to memory, not read
-            return file.get_slice(key)[start:stop, view]
-
-    def tokens(self, name: str, key: str) -> Tensor:
-        """Return the embeddings of a caption (n, E)."""
-        with safe_open(self.folder / name, "pt") as file:
-            return file.get_tensor(key)
-
-
-def shard_name(index: int) -> str:
-    """Return the file name of a shard."""
-    return f"shard-{index:05d}.safetensors"
-
-
-class ShardWriter:
-    """Write a safetensors file of float16 tensors piece by piece, with its checksum in the header.
-
-    Until `close` is called, the data is in a file beside ``path`` whose name ends in ``.part``.
-
-    Args:
-        path: The file.
-        shapes: Name and shape of each tensor, in the order in which their values will be written.
-    """
-
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-        self._path, self._part = path, path.with_name(f"{path.name}.part")
-        header: dict[str, Any] = {"__metadata__": {"sha256": "0" * 64}}
-        self._remaining = 0
-        for name, shape in shapes.items():
-            start, self._remaining = self._remaining, self._remaining + 2 * int(np.prod(shape))
-            header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [start, self._remaining]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._checksum_position = 8 + text.index(b"0" * 64)
-        self._digest = hashlib.sha256()
-        self._file: BinaryIO = self._part.open("wb")
-        self._file.write(struct.pack("<Q", len(text)) + text)
-
-    def write(self, values: NDArray[np.float16]) -> None:
-        """Append values to the current tensor, and continue with the next when it is full."""
-        data = np.ascontiguousarray(values, dtype="<f2").tobytes()
-        self._digest.update(data)
-        self._file.write(data)
-        self._remaining -= len(data)
-
-    def close(self) -> None:
-        """Write the checksum, flush the file to the disk and rename it to its final name."""
-        assert self._remaining == 0, "values are missing"
-        self._file.seek(self._checksum_position)
-        self._file.write(self._digest.hexdigest().encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._part, self._path)
-
-
-def checksum(path: Path) -> str | None:
-    """Return the checksum in the header of a shard; None if the data does not match it."""
-    try:
-        with safe_open(path, "np") as file:
-            expected = (file.metadata() or {}).get("sha256")
-        with path.open("rb") as file:
-            file.seek(8 + struct.unpack("<Q", file.read(8))[0])
-            digest = hashlib.sha256()
-            while block := file.read(BLOCK):
-                digest.update(block)
-    except (OSError, SafetensorError):
-        return None
-    return expected if digest.hexdigest() == expected else None

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from latte_pl.data.shards import CHECKSUMS, DTYPES, Checked, of_frames
 from latte_pl.files import replaced
 
 FOLDER = "LATTE_LATENTS_CACHE"
@@ -51,6 +50,7 @@ class RemoteShards:
             raise ValueError(f"{GIGABYTES} is {size!r}; it must be a number of gigabytes") from error
         self._files: tuple[int, Any] | None = None
         self._headers: dict[str, dict[str, Any]] = {}
+        self.cure = f"delete {self.folder}, its copy; if that does not help, run `latte encode` again"
         self._system()
 
     def _system(self) -> Any:
@@ -94,26 +94,36 @@ class RemoteShards:
             self._headers[name] = header | {"offset": 8 + size}
         return self._headers[name]
 
-    def tensor(self, name: str, key: str) -> NDArray[np.float16]:
-        """Return a tensor of a shard, read from its copy where there is one; the values are mapped to memory."""
+    def tensor(self, name: str, key: str, part: str = "") -> NDArray[Any]:
+        """Return a tensor of a video, which is mapped to memory.
+
+        Args:
+            name: The shard.
+            key: The video.
+            part: "" for its moments, or ".text", ".crc32".
+        """
         header = self.header(name)
-        about, offset = header[key], header["offset"]
-        start, end = (offset + place for place in about["data_offsets"])
+        neighbours = [header[key + other] for other in ("", ".text", ".crc32") if key + other in header]
+        begin, end = neighbours[0]["data_offsets"][0], neighbours[-1]["data_offsets"][1]
+        data = self._copy(name, key, header["offset"] + begin, header["offset"] + end)
+        about = header[key + part]
+        first, last = (place - begin for place in about["data_offsets"])
+        return data[first:last].view(DTYPES[about["dtype"]]).reshape(about["shape"])
+
+    def _copy(self, name: str, key: str, start: int, end: int) -> NDArray[np.uint8]:
+        """Return the bytes of a video, read from its copy where there is one."""
         # the checksum in the name: a cache that is encoded again is another
-        path = self.folder / f"{header['__metadata__']['sha256'][:16]}-{key}"
-        shape = tuple(about["shape"])
-        if end == start:
-            return np.empty(shape, np.float16)
+        path = self.folder / f"{self.header(name)['__metadata__']['sha256'][:16]}-{key}"
         for _ in range(2):
             try:
                 os.utime(path)  # used last now
-                return np.memmap(path, "<f2", "r", shape=shape)
+                return np.memmap(path, np.uint8, "r", shape=(end - start,))
             except (FileNotFoundError, ValueError):  # not copied, or deleted by another process just now
                 data = self._bytes(name, start, end)
                 self._make_room(len(data))
                 with replaced(path) as temporary:
                     temporary.write_bytes(data)
-        return np.frombuffer(data, "<f2").reshape(shape)
+        return np.frombuffer(data, np.uint8)
 
     def _make_room(self, size: int) -> None:
         """Delete the copies that were not used for the longest time, until another one fits."""
@@ -133,10 +143,16 @@ class RemoteShards:
             path.unlink(missing_ok=True)
             total -= freed
 
-    def frames(self, name: str, key: str, start: int, stop: int, view: int) -> NDArray[np.float16]:
-        """Return the moments of consecutive frames of a video (F, 2C, h, w)."""
-        return self.tensor(name, key)[start:stop, view]
+    def frames(self, name: str, key: str, steps: slice, view: int) -> Checked:
+        """Return the moments of some frames of a video (F, 2C, h, w) and their checksums."""
+        stored = self.tensor(name, key)
+        frames = np.array(stored[steps, view])
+        if CHECKSUMS not in self.header(name)["__metadata__"]:
+            return Checked(frames, None)
+        return Checked(frames, of_frames(self.tensor(name, key, ".crc32"), *stored.shape[:2])[steps, view])
 
-    def tokens(self, name: str, key: str) -> Tensor:
-        """Return the embeddings of a caption (n, E)."""
-        return torch.from_numpy(self.tensor(name, key).copy())
+    def tokens(self, name: str, key: str) -> Checked:
+        """Return the embeddings of a caption (1, n, E) and their checksum."""
+        tokens = np.array(self.tensor(name, key, ".text"))[None]
+        checked = CHECKSUMS in self.header(name)["__metadata__"]
+        return Checked(tokens, self.tensor(name, key, ".crc32")[-1:] if checked else None)

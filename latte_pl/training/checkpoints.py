@@ -3,10 +3,8 @@
 import hashlib
 import re
 import shutil
-import struct
 import time
 import zipfile
-import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latte_pl.files import replaced
+from latte_pl.files import is_intact_zip, replaced
 from latte_pl.training import sharded
 from latte_pl.training.agreement import Agreement
 
@@ -137,16 +135,7 @@ def is_intact(path: Path) -> bool:
     Raises:
         PermissionError: The file must not be read.
     """
-    if sharded.is_sharded(path):
-        return sharded.is_intact(path)
-    try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except PermissionError:
-        raise
-    # a damaged header may name another compression, a password or any offset
-    except (OSError, EOFError, ValueError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile):
-        return False
+    return sharded.is_intact(path) if sharded.is_sharded(path) else is_intact_zip(path)
 
 
 def newest_intact(folder: Path) -> Path | None:

@@ -134,7 +134,7 @@ def read(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no checkpoint of latte_pl.
+        ValueError: The file is no checkpoint of latte_pl, or some weights are not finite.
     """
     path = intact(path)
     if path.suffix == ".safetensors":
@@ -142,13 +142,23 @@ def read(path: str | Path) -> Weights:
         stored = load_file(path)
         if "sha256" in about and about["sha256"] != digest(stored):
             raise ValueError(f"{path} is damaged: its weights do not match their checksum; export or fetch it again")
+        _check_finite(path, stored)
         state = {name: value.float() for name, value in stored.items()}
         return Weights(state, state, upgrade(about["config"]), about["class_names"], about["step"])
     checkpoint = _open(path)
     state = checkpoint["state_dict"]
+    _check_finite(path, state)
     raw = {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
     ema = {name.removeprefix("ema."): value for name, value in state.items() if name.startswith("ema.")}
     return Weights(ema, raw, _config_of(path, checkpoint), checkpoint.get("class_names", []), checkpoint["global_step"])
+
+
+def _check_finite(path: Path, state: dict[str, Tensor]) -> None:
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{path} holds values that are not finite ({name}): its training diverged; use an earlier checkpoint"
+            )
 
 
 def intact(path: str | Path) -> Path:

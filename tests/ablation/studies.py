@@ -16,6 +16,7 @@ from latte_pl.ablation.plan import plan
 from latte_pl.ablation.plan_cache import load_plan
 from latte_pl.ablation.study import Study, read
 from latte_pl.ablation.trial import Trial
+from latte_pl.files import read_json
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 ROOT = Path("runs/ablations")
@@ -88,7 +89,7 @@ def start(folder: Path, *args: str, **options: Any) -> subprocess.Popen:
 
 def result_of(trial: Trial) -> dict[str, Any]:
     """Read the result of a trial."""
-    return json.loads(trial.result.read_text())
+    return read_json(trial.result)
 
 
 def fabricate(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from rich.console import Console
-from studies import ROWS, fabricate, study_in, trials_of, write_study
+from studies import ROWS, fabricate, result_of, study_in, trials_of, write_study
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from latte_pl.ablation import cli
@@ -18,6 +18,7 @@ from latte_pl.ablation.study import Claim, read
 from latte_pl.ablation.tables import latex, markdown, shown_rows
 from latte_pl.ablation.verdicts import answers
 from latte_pl.ablation.worker import write_failure
+from latte_pl.files import write_json
 from latte_pl.profiling.cost import count_cost
 from latte_pl.training.weights import outline
 
@@ -383,3 +384,13 @@ def test_status_counts_results_of_the_study_before_it_was_edited(finished, tmp_p
     assert "3 more results were made with settings or seeds that the study no longer has" in " ".join(text.split())
     comparison = Comparison.load(read(path), "proxy", root)
     assert {row: len(results) for row, results in comparison.results.items()} == {"uniform": 3, "compression": 0}
+
+
+def test_changed_results_are_refused(finished):
+    study, root = finished
+    trial = trials_of(root.parents[1])[0]
+    write_json(trial.result, result_of(trial))
+    Comparison.load(study, "proxy", root)
+    trial.result.write_text(trial.result.read_text().replace('"seed": 0', '"seed": 5'))
+    with pytest.raises(ValueError, match=f"{trial.result} was modified or damaged"):
+        Comparison.load(study, "proxy", root)

@@ -9,6 +9,7 @@ from latte_pl import cli
 from latte_pl.ablation import worker
 from latte_pl.ablation.results import collect
 from latte_pl.ablation.worker import work
+from latte_pl.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_incomplete_measurement_is_refused(finished, change, message):
     trial, _ = finished
     path = trial.path / "averages/sigma_rels.json"
     before = path.read_text()
-    path.write_text(json.dumps(json.loads(before) | {"best": 0.1} | change))
+    path.write_text(json.dumps(read_json(path) | {"best": 0.1} | change))
     try:
         with pytest.raises(ValueError, match=message):
             collect(trial, 1.0)

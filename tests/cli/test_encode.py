@@ -8,7 +8,8 @@ import pytest
 from runs import write_videos
 
 from latte_pl import cli
-from latte_pl.data.latents import Manifest, checksum, shard_name
+from latte_pl.data.latents import Manifest
+from latte_pl.data.shards import checksum, shard_name
 
 
 @pytest.fixture(scope="module")

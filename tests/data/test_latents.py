@@ -2,7 +2,9 @@ import json
 import logging
 import multiprocessing
 import shutil
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import fake_videos
@@ -15,7 +17,8 @@ from safetensors.torch import load_file
 from latte_pl.autoencoders import KLAutoencoder, PixelAutoencoder
 from latte_pl.data.encoding import encode
 from latte_pl.data.folder import VideoFolder
-from latte_pl.data.latents import CachedLatents, CachedVideo, Manifest, ShardWriter, checksum, shard_name
+from latte_pl.data.latents import CachedLatents, CachedVideo, Manifest
+from latte_pl.data.shards import CHECKSUMS, ShardWriter, checksum, shard_name
 from latte_pl.data.stream import ClipStream
 from latte_pl.data.transforms import draw_view
 
@@ -115,10 +118,12 @@ def test_short_videos_are_skipped_and_counted(cache: Path, caplog: pytest.LogCap
 def test_shards_are_plain_safetensors_in_half_precision(cache: Path, autoencoder: KLAutoencoder) -> None:
     manifest = Manifest.read(cache)
     tensors = {name: t for path in cache.glob("shard-*") for name, t in load_file(path).items()}
-    assert sorted(map(int, tensors)) == list(range(5))
+    assert sorted(int(name) for name in tensors if not name.endswith(".crc32")) == list(range(5))
     for number, video in enumerate(manifest.videos):
         assert tensors[str(number)].shape == (video.num_frames, 2, 2 * autoencoder.channels, 2, 3)
         assert tensors[str(number)].dtype == torch.float16
+        frames = tensors[str(number)].flatten(0, 1).numpy()
+        assert tensors[f"{number}.crc32"].tolist() == [zlib.crc32(frame.tobytes()) for frame in frames]
 
 
 def test_cache_without_flipped_frames_is_half_as_large(
@@ -216,6 +221,33 @@ def test_shard_with_a_changed_byte_is_encoded_again(
     assert encode(opened(videos), autoencoder, tmp_path, SETTINGS, True, CPU, shard_frames=30) == manifest
     assert f"{path} is damaged and is encoded again" in caplog.text
     assert checksum(path) == manifest.checksums[1]
+
+
+def test_changed_byte_of_a_frame_is_found_when_the_frame_is_read(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "latents")
+    latents = CachedLatents(tmp_path / "latents", "all", 4, 3)
+    key = [video.path for video in Manifest.read(cache).videos].index(latents.path(0))
+    path = tmp_path / "latents" / shard_name(Manifest.read(cache).videos[key].shard)
+    data = bytearray(path.read_bytes())
+    (size,) = struct.unpack("<Q", data[:8])
+    about = json.loads(data[8 : 8 + size])[str(key)]
+    frame = draw_view(latents.length(0), 4, 3, False, None).start + 3  # the second one of the clip
+    data[8 + size + about["data_offsets"][0] + frame * 2 * int(np.prod(about["shape"][1:]))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"\.safetensors is damaged: \S+ does not match its checksum; run `latte enc"):
+        latents.read(0, 4, 3, None)
+    assert latents.read(0, 1, 1, np.random.default_rng(0)).shape[0] == 1  # another frame
+    assert latents.read(1, 4, 3, None).shape[0] == 4
+
+
+def test_shards_without_checksums_of_frames_are_read(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "latents")
+    for path in (tmp_path / "latents").glob("shard-*"):
+        data = path.read_bytes().replace(f'"{CHECKSUMS}":"crc32"'.encode(), b'"before":"crc32"')
+        path.write_bytes(data)
+    new, old = (CachedLatents(folder, "all", 4, 3) for folder in (cache, tmp_path / "latents"))
+    for index in range(len(new)):
+        assert torch.equal(new.read(index, 4, 3, None), old.read(index, 4, 3, None))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 0.5])

@@ -12,11 +12,12 @@ from fake_videos import write_xvid
 from latte_pl.autoencoders import PixelAutoencoder
 from latte_pl.data.encoding import encode
 from latte_pl.data.folder import VideoFolder
-from latte_pl.data.latents import CachedLatents, Manifest, shard_name
+from latte_pl.data.latents import CachedLatents, Manifest
 from latte_pl.data.remote import FOLDER, GIGABYTES, RemoteShards
+from latte_pl.data.shards import shard_name
 
 SIZE = (16, 24)
-VIDEO = 12 * 2 * 6 * 16 * 24 * 2  # bytes of a video
+VIDEO = 12 * 2 * (6 * 16 * 24 * 2 + 4)  # bytes of a video with its checksums
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,17 @@ def test_processes_share_the_copy(folder: Path, copies: Path, monkeypatch: pytes
         process.join(60)
         assert process.exitcode == 0
     assert len({queue.get() for _ in processes}) == 1
+
+
+def test_damaged_copy_is_refused(url: str, copies: Path) -> None:
+    cache = CachedLatents(url, "all", 4, 2)
+    clip(cache, 2)
+    (path,) = (path for path in copies.rglob("*") if path.is_file())
+    data = bytearray(path.read_bytes())
+    data[: VIDEO - 96] = bytes(byte ^ 1 for byte in data[: VIDEO - 96])  # all but the checksums
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=f"2.avi does not match its checksum; delete {copies}.*, its copy"):
+        clip(CachedLatents(url, "all", 4, 2), 2)
 
 
 def test_incomplete_or_other_caches_are_refused(folder: Path, tmp_path: Path, copies: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import zipfile
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from official_models import official_model
 
 from latte_pl.autoencoders import PixelAutoencoder
 from latte_pl.diffusion import GaussianDiffusion
-from latte_pl.interop import export_official, load, read_config, read_weights, with_ucf101_order
+from latte_pl.interop import export_official, load, load_dit, read_config, read_weights, with_ucf101_order
 from latte_pl.training import weights
 
 
@@ -26,6 +27,31 @@ def test_raw_weights_and_ema_are_read(file):
         expected = with_ucf101_order(official_model(101, seed).state_dict())
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def damage(path):
+    """Flip bytes in the middle of the largest tensor of a file."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda info: info.file_size)
+    data = bytearray(path.read_bytes())
+    middle = largest.header_offset + largest.file_size // 2
+    data[middle : middle + 8] = bytes(byte ^ 0xFF for byte in data[middle : middle + 8])
+    path.write_bytes(data)
+
+
+def test_damaged_official_weights_are_refused(file):
+    damage(file)
+    for use in (read_weights, read_config, load):
+        with pytest.raises(ValueError, match=r"0100000\.pt is damaged: its content does not match its checksums"):
+            use(file)
+
+
+def test_damaged_dit_weights_are_refused(tmp_path):
+    path = tmp_path / "dit.pt"
+    torch.save({"x_embedder.proj.weight": torch.ones(8, 4, 2, 2)}, path)
+    damage(path)
+    with pytest.raises(ValueError, match=r"dit\.pt is damaged"):
+        load_dit(official_model(0), path)
 
 
 @pytest.mark.parametrize(

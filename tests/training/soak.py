@@ -28,7 +28,8 @@ from runs import PROCESSES, _latte, curve, differences, final, write_config, wri
 from studies import result_of, start, trials_of, write_study  # noqa: E402
 from test_models import PROTOCOL, shards  # noqa: E402
 
-from latte_pl.data.latents import Manifest, checksum, shard_name  # noqa: E402
+from latte_pl.data.latents import Manifest  # noqa: E402
+from latte_pl.data.shards import checksum, shard_name  # noqa: E402
 from latte_pl.metrics import Record  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)

@@ -159,3 +159,14 @@ def test_damaged_snapshot_of_averages_is_refused(run, capsys):
         cli.main(["average", str(run), "--sigma_rels=[0.1]", "--accelerator=cpu"])
     assert stopped.value.code == 2
     assert "step=0000002.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(run, tmp_path):
+    checkpoint = torch.load(newest(run), weights_only=True)
+    checkpoint["state_dict"]["net.blocks.1.attn.qkv.weight"][0, 0] = float("nan")
+    torch.save(checkpoint, newest(run))
+    message = r"step=0000004\.ckpt holds values that are not finite \(net\.blocks\.1\.attn\.qkv\.weight\)"
+    for use in (weights.read, weights.load, lambda path: weights.export(str(path), "out.safetensors")):
+        with pytest.raises(ValueError, match=message):
+            use(newest(run))
+    assert not (tmp_path / "out.safetensors").exists()
