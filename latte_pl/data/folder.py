@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from latte_pl.data.animation import read_animation
 from latte_pl.data.contents import Animation, Content, FrameFolder, VideoIndex
 from latte_pl.data.frames import read_frames
-from latte_pl.data.index import Found, open_index, scan
+from latte_pl.data.index import VIDEO_SUFFIXES, Found, open_index, scan
 from latte_pl.data.layout import (
     Item,
     Layout,
@@ -355,17 +356,26 @@ def too_short(length: int, num_frames: int, interval: int, needed: int) -> str:
 def note_lines(notes: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """Return a line for each note on videos, with the number of the videos that have it and the first three paths.
 
+    Videos of the same name in several formats are noted, too: they are probably the same video.
+
     Args:
         notes: Path and notes of each video.
     """
+    names = Counter(_without_format(path) for path, _ in notes)
     paths: dict[str, list[str]] = {}
     for path, texts in notes:
-        for text in texts:
+        doubled = ["same name in several formats, each is used"] if names[_without_format(path)] > 1 else []
+        for text in [*texts, *doubled]:
             paths.setdefault(text, []).append(path)
     return [
         f"{text}: {len(found)} of {len(notes)} videos ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
         for text, found in paths.items()
     ]
+
+
+def _without_format(path: str) -> str:
+    stem, suffix = os.path.splitext(path)
+    return stem if suffix.lower() in VIDEO_SUFFIXES else path
 
 
 def _geometry(index: Content, square_pixels: bool) -> str:

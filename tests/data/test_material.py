@@ -110,6 +110,18 @@ def test_material_is_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "every video can be used" in text
 
 
+def test_videos_in_several_formats_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in ("run/a.avi", "run/a.mkv", "run/b.avi", "jump/a.avi", "jump/c.d", "jump/c.avi"):
+        if path == "jump/c.d":
+            fake_videos.write_frames(tmp_path / path, 9, "{}.png")  # its name ends in no format
+        else:
+            write_xvid(tmp_path / path, 9)
+    assert len(VideoFolder(tmp_path, 16, **CLIP)) == 6
+    line = "same name in several formats, each is used: 2 of 6 videos (run/a.avi, run/a.mkv)"
+    assert line in str(check("folder", tmp_path, 4, 1))
+    assert line in caplog.text
+
+
 @pytest.mark.parametrize("group_bytes", [1, 10_000, 1 << 30])
 def test_pictures_in_groups_are_resized_to_the_same_values(group_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transforms, "GROUP_BYTES", group_bytes)
