@@ -378,7 +378,6 @@ class Comparison:
                     costs = []
                 known = [cost for cost in costs if cost is not None]
                 line[name] = statistics.median(known) if known else None
-            line["paper"] = self.study.values.get(row, "")
             lines.append(line)
         return pd.DataFrame(lines)
 

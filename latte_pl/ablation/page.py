@@ -17,7 +17,16 @@ from matplotlib.figure import Figure
 from latte_pl.ablation.comparison import Comparison
 from latte_pl.ablation.measures import LOSS, MOTION, Measure
 from latte_pl.ablation.notes import notes
-from latte_pl.ablation.tables import STATUS, answer_cells, claim_text, conclusion, shown_rows, title
+from latte_pl.ablation.tables import (
+    PUBLISHED,
+    STATUS,
+    answer_cells,
+    claim_text,
+    conclusion,
+    published_rows,
+    shown_rows,
+    title,
+)
 from latte_pl.ablation.verdicts import Suite, answers, overall
 
 TEMPLATES = Environment(loader=PackageLoader("latte_pl.ablation", "."), autoescape=True, trim_blocks=True)
@@ -49,6 +58,8 @@ def page(comparison: Comparison, suite: Suite | None = None, overview: bool = Fa
         motion=motion_by_class(comparison),
         samples={row: samples(comparison, row) for row in comparison.results},
         notes=[_code(line) for line in notes(comparison, suite)],
+        published=published_rows(comparison.study),
+        about_published=PUBLISHED,
         overview=overview,
     )
 

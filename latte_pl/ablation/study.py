@@ -136,7 +136,8 @@ class Study:
         prepare: Trainings that rows start from and that are not rows themselves. "clips" among their settings is their
             own budget. "{name}" in a setting of a row is replaced by the folder of that training.
         scales: Scales by name.
-        values: Numbers of the paper by row, shown in a column of their own.
+        published: Systems of the table of published values (`latte_pl.metrics.paper_values`) that the study is about,
+            by the name of the row that they are.
         files: The files that the study was read from.
     """
 
@@ -149,7 +150,7 @@ class Study:
     rows: dict[str, Settings]
     prepare: dict[str, Settings]
     scales: dict[str, Scale]
-    values: dict[str, str]
+    published: dict[str, str]
     files: tuple[Path, ...] = ()
 
     def baseline_at(self, scale: str) -> str:
@@ -308,7 +309,7 @@ def _study(name: str, data: dict[str, Any], scales: dict[str, Scale], files: tup
         rows=rows,
         prepare=prepare,
         scales=scales,
-        values={row: str(value) for row, value in (data.get("values") or {}).items()},
+        published={row: str(system) for row, system in (data.get("published") or {}).items()},
         files=files,
     )
 

@@ -8,7 +8,7 @@ import pandas as pd
 from latte_pl.ablation.comparison import Comparison
 from latte_pl.ablation.measures import LOSS, Measure
 from latte_pl.ablation.notes import notes
-from latte_pl.ablation.study import Claim
+from latte_pl.ablation.study import Claim, Study
 from latte_pl.ablation.verdicts import Answer, Overall, Suite, answers, overall
 
 STATUS = {
@@ -37,6 +37,9 @@ COUNTS: dict[Overall, tuple[str, str]] = {
 """Verdicts in a sentence about one claim, and about several."""
 
 
+PUBLISHED = "Published values, of other models, data and trainings than those above:"
+
+
 def title(name: str) -> str:
     """Return the title of a study from its name."""
     return name.replace("_", " ").capitalize()
@@ -62,9 +65,27 @@ def shown_rows(comparison: Comparison) -> list[dict[str, str]]:
         for name, (label, unit, form) in COSTS.items():
             if not table[name].isna().all():
                 row[label] = _empty(line) if pd.isna(line[name]) else form.format(line[name] / unit)
-        if (table["paper"] != "").any():
-            row["paper"] = line["paper"] or "-"
         rows.append(row)
+    return rows
+
+
+def published_rows(study: Study) -> list[dict[str, str]]:
+    """Return what others published about the systems of a study, one line per value, as text cells under their titles.
+
+    Raises:
+        ValueError: There is no published value of a system.
+    """
+    from latte_pl.metrics import paper_values
+
+    rows = []
+    for row, system in study.published.items():
+        found = [value for value in paper_values() if value.system == system]
+        if not found:
+            raise ValueError(f"study {study.name}: there are no published values of {system}")
+        rows += [
+            {"row": row, "data": value.dataset or "-", "metric": value.metric.replace("_", ", "), "value": value.text()}
+            for value in found
+        ]
     return rows
 
 
@@ -197,6 +218,7 @@ def markdown(comparison: Comparison, suite: Suite | None = None) -> str:
         "",
         *([*markdown_table(verdicts), ""] if verdicts else []),
         "\n\n".join(notes(comparison, suite)),
+        *(["", PUBLISHED, "", *markdown_table(published)] if (published := published_rows(study)) else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -84,8 +84,13 @@ def evaluate(
     path = Path(output) if output else Path(fake).parent / name if Path(fake).is_dir() else Path(name)
     record.write(path)
     sides = [f"{side:<11}{summary(record.about[side])}" for side in ("real", "generated") if side in record.about]
-    different = differences_from_paper(record.protocol)
-    verdict = "not comparable with the paper's values:" if different else "measured as the paper's code does"
+    videos = record.about["real"]["videos"] if "real" in record.about else 0
+    different = differences_from_paper(record.protocol, videos)
+    verdict = (
+        "not comparable with the paper's values:"
+        if different
+        else ("measured as the paper's code does; the paper's real videos are those of the training split")
+    )
     lines = ["", *sides, "", text([record]), "", verdict, *(f"  {words}" for words in different), "", f"record  {path}"]
     print("\n".join(lines))
 

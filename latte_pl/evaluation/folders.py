@@ -29,6 +29,8 @@ LOSSLESS = frozenset((".png", ".apng", ".bmp", ".tif", ".tiff", ".ppm"))
 """Suffixes of images that keep every pixel."""
 LUMINANCE = (16, 11, 10, 16, 24, 40, 51, 61)
 """First row of the quantisation table of JPEG's standard, which a quality scales."""
+PARTS = frozenset(("train", "val", "test", "validation", "videos", "images", "frames", "data"))
+"""Names of folders that say nothing about the data set."""
 SIMILAR_TIMES = 0.1
 """Relative difference of the times between two frames up to which two sides are compared."""
 
@@ -201,7 +203,7 @@ class Videos:
             if self.dataset.key != "video":
                 raise ValueError(f"{source} reads cached latents, but metrics need videos; leave out data.latents")
         else:
-            self.name, self.split, self.interval = Path(source).resolve().name, split or "all", interval or 1
+            self.name, self.split, self.interval = dataset_name(Path(source)), split or "all", interval or 1
             self.size = wanted or first_size(Path(source))
             refuse_doubles(Path(source))
             least = 1 if fps else num_frames  # read by time, the length that is needed depends on the rate
@@ -331,6 +333,12 @@ def check_times(real: Videos, generated: Videos) -> None:
         f"({generated.interval}), read both sides by time with --fps, or set --rates ignore if the files state wrong "
         "frame rates"
     )
+
+
+def dataset_name(folder: Path) -> str:
+    """Return the name of a folder, or of the folder above if it only names a part of a data set, such as "train"."""
+    whole = folder.resolve()
+    return next((part for part in reversed(whole.parts[1:]) if part.lower() not in PARTS), whole.name)
 
 
 def first_size(root: Path) -> tuple[int, int]:

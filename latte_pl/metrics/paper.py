@@ -48,8 +48,16 @@ COMPARED = {
     "fps": "clips are read at {ours} frames a second (0: by interval), the paper's at {theirs}",
     "real_frames": "the real frames are those of {ours}, the paper's of {theirs}",
     "num_generated": "{ours} generated clips, the paper has {theirs}",
+    "generated_interval": "generated clips have interval {ours}, the paper's {theirs}",
 }
 """What to say where a field differs from the paper's protocol."""
+COMPARED_OF_MODELS = {
+    "weights": "samples are drawn from the {ours} weights, the paper's from the {theirs} weights",
+    "sampler": "samples are drawn by {ours}, the paper's by {theirs}",
+    "steps": "samples take {ours} steps, the paper's {theirs}",
+    "eta": "samples are drawn with eta {ours}, the paper's with {theirs}",
+}
+"""The same for the fields of samples that the package draws itself."""
 
 
 class PublishedValue(NamedTuple):
@@ -94,10 +102,14 @@ def published_values(protocol: EvaluationProtocol) -> list[PublishedValue]:
     return [value for value in paper_values() if value.dataset == dataset and value.metric in metrics]
 
 
-def differences_from_paper(protocol: EvaluationProtocol) -> list[str]:
+def differences_from_paper(protocol: EvaluationProtocol, num_videos: int = 2048) -> list[str]:
     """Return what makes a value of a protocol not comparable with the paper's, one statement each; nothing if it is.
 
-    The real videos are not compared: the paper uses the training split of its datasets.
+    Which real videos they are is not compared: the paper uses the training split of its datasets.
+
+    Args:
+        protocol: The protocol.
+        num_videos: Number of real videos that can be used; the paper uses 2048, or all if there are fewer.
     """
     names: Sequence[str] = [PAPER_PROTOCOLS[metric] for metric in protocol.metrics if metric in PAPER_PROTOCOLS]
     if not names:
@@ -112,9 +124,11 @@ def differences_from_paper(protocol: EvaluationProtocol) -> list[str]:
     )
     found = [
         words.format(ours=getattr(protocol, key), theirs=getattr(paper, key))
-        for key, words in COMPARED.items()
+        for key, words in (COMPARED | ({} if protocol.weights == "files" else COMPARED_OF_MODELS)).items()
         if getattr(protocol, key) != getattr(paper, key)
     ]
-    if paper.num_real and protocol.dataset not in ("none",) and protocol.num_real < min(2048, paper.num_real):
+    if protocol.split in ("val", "test"):
+        found.append(f"real clips are of the {protocol.split} split, the paper's of train")
+    if paper.num_real and protocol.dataset != "none" and protocol.num_real < min(2048, paper.num_real, num_videos):
         found.append(f"{protocol.num_real} real clips; the paper has {paper.num_real}, or one of each training video")
     return found

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from latte_pl.ablation.measures import DISTANCE, LOSS, MOTION
 from latte_pl.ablation.page import page
 from latte_pl.ablation.progress import table
 from latte_pl.ablation.study import Claim, read
-from latte_pl.ablation.tables import latex, markdown, shown_rows
+from latte_pl.ablation.tables import latex, markdown, published_rows, shown_rows
 from latte_pl.ablation.verdicts import answers
 from latte_pl.ablation.worker import write_failure
 from latte_pl.files import write_json
@@ -24,6 +25,7 @@ from latte_pl.training.weights import outline
 
 SEEDS = {"scale": {"seeds": [0, 1, 2]}}
 BASE = {0: 0.30, 1: 0.40, 2: 0.35}
+STUDIES = sorted((Path(__file__).parents[2] / "ablations").glob("*.yaml"))
 WORSE = {0: 0.06, 1: 0.05, 2: 0.07}
 
 
@@ -394,3 +396,26 @@ def test_changed_results_are_refused(finished):
     trial.result.write_text(trial.result.read_text().replace('"seed": 0', '"seed": 5'))
     with pytest.raises(ValueError, match=f"{trial.result} was modified or damaged"):
         Comparison.load(study, "proxy", root)
+
+
+def test_published_values_have_a_table_of_their_own(tmp_path):
+    write_study(tmp_path, rows=ROWS, scale={"seeds": [0]})
+    path = tmp_path / "study.yaml"
+    path.write_text(path.read_text() + "published: {compression: Latte+IMG}\n")
+    for trial in trials_of(tmp_path):
+        fabricate(trial, 0.25, 20.0, 0.75)
+    comparison = Comparison.load(read(path), "proxy", tmp_path / "runs/ablations")
+    line = "| compression | UCF101 | FVD16 | 333.6 (quoted by Ca2-VDM Table 2) |"
+    text = markdown(comparison)
+    assert text.index("Published values, of other models") < text.index(line)
+    assert "333.6" not in text[: text.index("Published values")]
+    assert "<td>333.6 (quoted by Ca2-VDM Table 2)</td>" in page(comparison)
+    path.write_text(path.read_text().replace("Latte+IMG", "Latte+IMAGES"))
+    with pytest.raises(ValueError, match=r"there are no published values of Latte\+IMAGES"):
+        markdown(Comparison.load(read(path), "proxy", tmp_path / "runs/ablations"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_name_systems_that_have_published_values(path):
+    study = read(path)
+    assert {row["row"] for row in published_rows(study)} == set(study.published)

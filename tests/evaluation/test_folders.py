@@ -11,7 +11,7 @@ from latte_pl.cli import main
 from latte_pl.cli.evaluate import evaluate
 from latte_pl.data.folder import VideoFolder
 from latte_pl.evaluation.extractors import EXTRACTORS
-from latte_pl.evaluation.folders import codec_of, evaluate_folders
+from latte_pl.evaluation.folders import codec_of, dataset_name, evaluate_folders
 from latte_pl.metrics import METRICS, EvaluationProtocol, Metric, Record, clip_features, frechet_from_features
 from latte_pl.toy import MovingShapes
 from latte_pl.toy.extractor import ShapesR3D
@@ -76,6 +76,14 @@ def test_the_command_says_what_it_read_and_what_is_not_comparable(folders, capsy
     assert record.about["real"]["sizes"] == {"32x48": 16}
     assert record.about["generated"]["seconds_between_frames"] == 0.125
     assert record.about["generated"]["files"] == {"mp4 h264 yuv420p crf 10": 16}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("ffs/train", "ffs"), ("ffs", "ffs"), ("ucf101/test/videos", "ucf101"), ("/data/train", "train")],
+)
+def test_name_of_a_data_set_is_not_that_of_its_split(folder, name):
+    assert dataset_name(Path(folder)) == name
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4", "frames"])

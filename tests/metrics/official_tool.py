@@ -185,7 +185,7 @@ class OfficialTool:
     def __init__(self, checkout: Path, networks: dict[str, Path]) -> None:
         if not (checkout / "tools/metrics/metric_main.py").is_file():
             raise SystemExit(f"{checkout} is not a checkout of github.com/Vchitect/Latte")
-        sys.path[:0] = [str(checkout), str(checkout / "tools")]
+        sys.path[:0] = [str(checkout / "tools"), str(checkout)]  # both contain modules named utils
         config = types.SimpleNamespace(create=lambda x: x, to_container=dict)
         _replacement("omegaconf", DictConfig=dict, OmegaConf=config)
         _replacement("moviepy")

@@ -72,5 +72,24 @@ def test_differences_from_the_paper_are_listed(tmp_path):
         "40 real clips; the paper has 2048, or one of each training video",
     ]
     assert differences_from_paper(protocol("paper-fid50k-full", num_real=704)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"num_real": 700}, "700 real clips; the paper has 2048, or one of each training video"),
+        ({"generated_interval": 3}, "generated clips have interval 3, the paper's 1"),
+        ({"split": "test"}, "real clips are of the test split, the paper's of train"),
+        ({"sampler": "ddim", "eta": 0.5}, "samples are drawn by ddim, the paper's by ddpm"),
+        ({"steps": 50}, "samples take 50 steps, the paper's 250"),
+        ({"weights": "raw"}, "samples are drawn from the raw weights, the paper's from the ema weights"),
+    ],
+)
+def test_each_difference_from_the_paper_is_named(values, expected):
+    assert expected in differences_from_paper(protocol(**values), num_videos=704)
+
+
+def test_all_videos_of_a_small_data_set_are_as_many_as_the_papers():
+    assert differences_from_paper(protocol(num_real=704), num_videos=704) == []
     (only,) = differences_from_paper(protocol("files-toy-8f"))
     assert only == "the metric is toy_video_distance, toy_kernel_distance; the paper's are FVD, FID and IS"

@@ -366,3 +366,24 @@ def test_resume_with_an_own_loader_is_bit_exact_at_epochs(tmp_path, accumulate, 
     checkpoint = f"step={3 if accumulate == 1 else 2}.ckpt"  # the last batch of an epoch ends a step
     whole, resumed = resume(tmp_path, data, checkpoint, accumulate, length)
     assert list(differences(whole, resumed)) == []
+
+
+class GradientNorms(Callback):
+    """Keeps the norm of the gradient of each step, after clipping."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        gradients = [parameter.grad for parameter in pl_module.net.parameters() if parameter.grad is not None]
+        self.norms += [float(torch.nn.utils.get_total_norm(gradients))] if gradients else []
+
+
+def test_gradients_are_clipped_from_a_step_on():
+    norms = GradientNorms()
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(max_steps=6, gradient_clip_val=0.01, callbacks=[norms], **options)
+    trainer.fit(build_module(clip_from_step=3), clips(24))
+    assert len(norms.norms) >= 5
+    assert all(norm > 0.02 for norm in norms.norms[:3])
+    assert norms.norms[3:] == pytest.approx([0.01] * len(norms.norms[3:]), rel=1e-3)
