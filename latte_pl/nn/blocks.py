@@ -166,6 +166,8 @@ def residual(
         return x + branch(norm(x))
     shift, scale, gate = parameters
     change = branch(modulate(norm(x), shift, scale))
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return torch.addcmul(x, gate, change)
     # CUDA's autocast would write a float32 copy of `change`; the kernel itself adds in float32 without one
     with torch.autocast(x.device.type, enabled=False):
         return torch.addcmul(x, gate, change)
