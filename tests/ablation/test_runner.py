@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -41,6 +42,18 @@ def test_output_of_a_command_is_in_its_log_and_nowhere_else(fork, tmp_path):
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=file, check=True)
     assert "usage: latte COMMAND" in (tmp_path / "log").read_text()
     assert (tmp_path / "out").read_text() == ""
+
+
+@pytest.mark.parametrize(("queue", "state", "ended"), [({"7": 1}, "requeued", False), ({}, "queued", True)])
+def test_job_that_wrote_an_error_goes_on_while_slurm_has_it_in_its_queue(queue, state, ended, tmp_path):
+    """A job that is preempted writes the error of its stopped training, and is then queued again."""
+    trial = SimpleNamespace(hash="a", path=tmp_path / "a")
+    (tmp_path / "error.pkl").touch()
+    job = SimpleNamespace(job_id="7", paths=SimpleNamespace(result_pickle=tmp_path / "error.pkl"), done=lambda: True)
+    runner = Runner([], tmp_path, "slurm")
+    runner._active, runner._queue = {"a": job}, queue
+    assert runner._has_ended(job) is ended
+    assert runner._state(trial) == state
 
 
 STEPS = 4
